@@ -1,0 +1,1 @@
+"""Experiments: everything that the paper reports, as commands."""
