@@ -1,0 +1,381 @@
+"""Forecasters: functions from the trajectory points of a weight to its forecast, and their evaluation over a tree."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+from jax import lax
+
+from .network import Dense, dense_stack
+from .plan import PAPER_POINTS, checked_points
+
+# From this many weights on, the units of a network are written out one by one. That takes 4 ns a weight and 0.4 s
+# to compile for every array; the broadcast form takes 50 ns a weight and compiles in 10 ms.
+_WRITTEN_OUT_FROM = 1 << 16
+
+# A network of more multiplications than this is neither written out nor broadcast, but evaluated by matrix products.
+_MOST_MULTIPLICATIONS = 1 << 10
+
+# Weights that a network is evaluated for at a time, where its activations have to be held in memory.
+_CHUNK = 1 << 14
+
+
+class Forecaster(Protocol):
+    """What :func:`optax_introspect.introspect` asks of a forecaster.
+
+    Attributes:
+      points: the trajectory points that it looks at: decreasing fractions of the jump step, the first of which is 1.
+    """
+
+    @property
+    def points(self) -> tuple[float, ...]:
+        """The trajectory points that it looks at."""
+        ...
+
+    def __call__(self, *weights: jax.Array, key: jax.Array) -> jax.Array:
+        """Forecasts every weight of one array.
+
+        Args:
+          *weights: the array at every trajectory point: float32, all of one shape.
+          key: a PRNG key that no other array and no other jump gets.
+
+        Returns:
+          The forecast, float32 of the same shape.
+        """
+        ...
+
+
+ForecasterT = TypeVar("ForecasterT", bound=Forecaster)
+
+
+@dataclasses.dataclass(frozen=True)
+class Introspection:
+    """The forecaster of :func:`introspection`.
+
+    Attributes:
+      network: the Flax module.
+      points: its trajectory points.
+      scale: what weights are multiplied by on the way in, and forecasts divided by on the way out.
+    """
+
+    network: nnx.Module | nn.Module
+    points: tuple[float, ...]
+    scale: float
+    _stack: tuple[Dense, ...] | None = dataclasses.field(repr=False)
+
+    def __call__(self, *weights: jax.Array, key: jax.Array) -> jax.Array:
+        """Forecasts one array, see :class:`Forecaster`."""
+        del key
+        scaled = [weight * np.float32(self.scale) for weight in weights]
+        if self._stack is None:
+            forecast = _in_chunks(self._vmapped, scaled)
+        elif scaled[0].size < _WRITTEN_OUT_FROM:
+            forecast = _broadcast(self._stack, scaled)
+        else:
+            forecast = _written_out(self._stack, scaled)
+        return forecast * np.float32(1 / self.scale)
+
+    def _vmapped(self, weights: list[jax.Array]) -> jax.Array:
+        """Evaluates the module itself: the definition that every other form is tested against."""
+        network = self.network
+        one = lambda *points: jnp.reshape(network(jnp.stack(points)), ())  # type: ignore[operator]
+        return jax.vmap(one)(*weights)
+
+
+def introspection(
+    network: nnx.Module | nn.Module, *, points: Sequence[float] = PAPER_POINTS, scale: float = 1000.0
+) -> Introspection:
+    r"""Makes a forecaster of a Flax module that maps the trajectory points of a weight to its forecast.
+
+    .. math:: F(w_t, \dots, w_0) = I(c\, w_t, \dots, c\, w_0) / c
+
+    A stack of dense layers with elementwise activations, as :class:`optax_introspect.IntrospectionNetwork` is, is
+    evaluated in a form that XLA fuses into one loop: no memory but for the result, no communication between devices.
+    Any other module goes through `jax.vmap`, over chunks of 16384 weights.
+
+    Args:
+      network: an NNX module, or a bound Linen module (`module.bind(variables)`), from float32 `[num_points]` to `[1]`
+        or a scalar. It is evaluated as it is now; later changes to it have no effect on jitted code.
+      points: the trajectory points that it was trained for.
+      scale: `c`, which brings weights into the range that the network was trained for.
+
+    Returns:
+      The forecaster.
+
+    Raises:
+      ValueError: points that are not decreasing fractions from 1, a scale that is not a positive number, a network
+        with another number of inputs or outputs, or with weights that are not finite.
+      TypeError: something that is not a Flax module, or a Linen module that is not bound to its variables.
+
+    Examples:
+      >>> from flax import nnx
+      >>> import optax_introspect
+      >>> network = optax_introspect.IntrospectionNetwork(rngs=nnx.Rngs(0))
+      >>> optax_introspect.introspection(network).points
+      (1.0, 0.7, 0.4, 0.0)
+
+    References:
+      Sinha et al., "Introspection: Accelerating Neural Network Training by Learning Weight Evolution", ICLR 2017,
+      sections 3 and 4.1.
+    """
+    points = checked_points(points)
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive number; got {scale!r}")
+    if isinstance(network, nnx.Module):
+        variables: Any = nnx.state(network)
+    elif isinstance(network, nn.Module):
+        if network.scope is None:
+            raise TypeError("a Linen module must be bound to its variables: introspection(module.bind(variables))")
+        variables = network.variables
+    else:
+        raise TypeError(f"network must be an NNX module or a bound Linen module; got {type(network).__name__}")
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(np.asarray(leaf, np.float32))):
+            raise ValueError(f"the weights of the network must be finite; {jax.tree_util.keystr(path)} is not")
+    try:
+        shape = jax.eval_shape(network, jax.ShapeDtypeStruct((len(points),), jnp.float32)).shape
+    except Exception as error:
+        raise ValueError(f"the network must take {len(points)} inputs, one for each of the points {points}") from error
+    if math.prod(shape) != 1:
+        raise ValueError(f"the network must give one forecast for {len(points)} inputs; its output has shape {shape}")
+    stack = dense_stack(network)
+    if stack is not None and sum(layer.kernel.size for layer in stack) > _MOST_MULTIPLICATIONS:
+        stack = None
+    return Introspection(network, points, float(scale), stack)
+
+
+@dataclasses.dataclass(frozen=True)
+class Polynomial:
+    """The forecaster of :func:`polynomial`.
+
+    Attributes:
+      degree: the degree of the polynomial.
+      jump_ratio: where it is evaluated, as a multiple of the jump step.
+      points: the trajectory points that it is fitted to.
+      coefficients: float64 [points], what each point counts in the forecast; they add up to 1.
+    """
+
+    degree: int
+    jump_ratio: float
+    points: tuple[float, ...]
+    coefficients: np.ndarray = dataclasses.field(repr=False, compare=False)
+
+    def __call__(self, *weights: jax.Array, key: jax.Array) -> jax.Array:
+        """Forecasts one array, see :class:`Forecaster`."""
+        del key
+        now, *before = weights
+        # As a displacement from the weight now, so that nothing is lost by subtracting large numbers.
+        terms = [np.float32(c) * (w - now) for c, w in zip(self.coefficients[1:], before, strict=True)]
+        return sum(terms, start=now)
+
+
+def polynomial(degree: int, jump_ratio: float, *, points: Sequence[float] = PAPER_POINTS) -> Polynomial:
+    r"""Makes a forecaster that fits a polynomial to the trajectory points of every weight, and extrapolates it.
+
+    .. math:: F(w_{f_1 t}, \dots, w_{f_m t}) = p(r), \qquad
+       p = \arg\min_{\deg p \le d} \sum_i (p(f_i) - w_{f_i t})^2
+
+    It is linear in the weights. Degree 1 through the points `(1, 0.4)` is two-point extrapolation, which needs but one
+    snapshot; degree 0 is the average of the points.
+
+    Args:
+      degree: `d`, 0 or more and less than the number of points.
+      jump_ratio: `r`: the forecast is that of step `r t`.
+      points: the trajectory points.
+
+    Returns:
+      The forecaster.
+
+    Raises:
+      ValueError: points that are not decreasing fractions from 1, a degree that is not an integer from 0 to the
+        number of points less one, a jump ratio that is not a positive number.
+
+    Examples:
+      >>> two_point = polynomial(1, 1.3, points=(1.0, 0.4))
+      >>> two_point.coefficients.round(6)  # w_t + 0.5 (w_t - w_{0.4t})
+      array([ 1.5, -0.5])
+
+    References:
+      Sinha et al., "Introspection: Accelerating Neural Network Training by Learning Weight Evolution", ICLR 2017,
+      section 4.3.1 (quadratic and linear fits).
+    """
+    points = checked_points(points)
+    if isinstance(degree, bool) or not isinstance(degree, int) or not 0 <= degree < len(points):
+        raise ValueError(
+            f"degree must be an integer from 0 to {len(points) - 1}, less than the number of points; got {degree!r}"
+        )
+    if not (math.isfinite(jump_ratio) and jump_ratio > 0):
+        raise ValueError(f"jump_ratio must be a positive number; got {jump_ratio!r}")
+    powers = np.vander(points, degree + 1, increasing=True)
+    coefficients = float(jump_ratio) ** np.arange(degree + 1) @ np.linalg.pinv(powers)
+    return Polynomial(degree, float(jump_ratio), points, coefficients)
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianNoise:
+    """The forecaster of :func:`gaussian_noise`."""
+
+    stddev: float
+    seed: int
+    points: tuple[float, ...] = (1.0,)
+
+    def __call__(self, *weights: jax.Array, key: jax.Array) -> jax.Array:
+        """Forecasts one array, see :class:`Forecaster`."""
+        (now,) = weights
+        noise = jax.random.normal(jax.random.fold_in(key, self.seed), now.shape, now.dtype)
+        return now + np.float32(self.stddev) * noise
+
+
+def gaussian_noise(stddev: float, seed: int) -> GaussianNoise:
+    r"""Makes a forecaster that adds noise to every weight: the paper's control for whether the forecast matters.
+
+    .. math:: F(w_t) = w_t + \sigma \epsilon, \qquad \epsilon \sim \mathcal{N}(0, 1)
+
+    Args:
+      stddev: `sigma`, in the units of the weights.
+      seed: of the noise; every jump and every array get noise of their own.
+
+    Returns:
+      The forecaster.
+
+    Raises:
+      ValueError: a standard deviation that is negative or not finite, a seed that is not an integer of 32 bits.
+
+    Examples:
+      >>> gaussian_noise(0.01, seed=0).points
+      (1.0,)
+
+    References:
+      Sinha et al., "Introspection: Accelerating Neural Network Training by Learning Weight Evolution", ICLR 2017,
+      section 4.3.1 (comparison with adding noise).
+    """
+    if not (math.isfinite(stddev) and stddev >= 0):
+        raise ValueError(f"stddev must be a number of at least 0; got {stddev!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be an integer from 0 to {2**32 - 1}; got {seed!r}")
+    return GaussianNoise(float(stddev), seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """The forecaster of :func:`forecaster`."""
+
+    function: Callable[..., jax.Array]
+    points: tuple[float, ...]
+
+    def __call__(self, *weights: jax.Array, key: jax.Array) -> jax.Array:
+        """Forecasts one array, see :class:`Forecaster`."""
+        del key
+        return self.function(*weights)
+
+
+def forecaster(function: Callable[..., jax.Array], points: Sequence[float]) -> Function:
+    """Makes a forecaster of a function of your own.
+
+    Args:
+      function: from float32 arrays of one shape, one for every trajectory point, to their forecast of that same
+        shape. To stay as cheap as the others in memory and communication it should be elementwise.
+      points: the trajectory points that it wants, in its order: decreasing fractions, the first of which is 1.
+
+    Returns:
+      The forecaster.
+
+    Raises:
+      ValueError: points that are not decreasing fractions from 1, a function that cannot be called with one array
+        for every point, or whose output has another shape.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> average = forecaster(lambda now, before: (now + before) / 2, points=(1.0, 0.7))
+      >>> tx = optax_introspect.introspect(jump_steps=(1000,), forecaster=average)
+    """
+    return checked_forecaster(Function(function, checked_points(points)))
+
+
+def checked_forecaster(candidate: ForecasterT) -> ForecasterT:
+    """Returns a forecaster after a trial run on shapes.
+
+    Raises:
+      TypeError: something that is not callable, or that has no trajectory points.
+      ValueError: bad points, another number of arguments than points, another shape of the output than of the input.
+    """
+    if not callable(candidate) or not hasattr(candidate, "points"):
+        raise TypeError(
+            "a forecaster is a callable with trajectory points, such as optax_introspect.polynomial(1, 1.3) or "
+            f"optax_introspect.forecaster(function, points); got {candidate!r}"
+        )
+    points = checked_points(candidate.points)
+    shape = (3, 2)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32)] * len(points)
+    try:
+        output = jax.eval_shape(lambda *w: candidate(*w, key=jax.random.key(0)), *arrays)
+    except TypeError as error:
+        raise ValueError(f"the forecaster cannot be called with {len(points)} arrays, its points {points}") from error
+    if getattr(output, "shape", None) != shape:
+        raise ValueError(f"a forecast must have the shape of the weights; for {shape} the forecaster gave {output}")
+    return candidate
+
+
+def forecast_array(forecaster: Forecaster, weights: Sequence[jax.Array], key: jax.Array) -> jax.Array:
+    """Forecasts one array of any floating or complex dtype, in float32.
+
+    Args:
+      forecaster: the forecaster.
+      weights: the array at every trajectory point, all of one shape.
+      key: a PRNG key of its own.
+
+    Returns:
+      The forecast, of the shape and dtype of `weights[0]`.
+    """
+    dtype = weights[0].dtype
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        keys = jax.random.split(key)
+        parts = ([w.real for w in weights], [w.imag for w in weights])
+        real, imag = (forecast_array(forecaster, part, k) for part, k in zip(parts, keys, strict=True))
+        return lax.complex(real, imag).astype(dtype)
+    return forecaster(*(w.astype(jnp.float32) for w in weights), key=key).astype(dtype)
+
+
+def _written_out(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Array:
+    """Evaluates a stack with every unit an elementwise expression of its own, which XLA fuses into one loop."""
+    units = weights
+    for kernel, bias, activation in stack:
+        units = [
+            activation(reduce(lambda total, term: total + term[0] * term[1], zip(units, column, strict=True), b))
+            for column, b in zip(kernel.T, bias, strict=True)
+        ]
+    (forecast,) = units
+    return forecast
+
+
+def _broadcast(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Array:
+    """Evaluates a stack with the units along a last axis, quick to compile: XLA fuses the sums over the units."""
+    first, *rest = stack
+    terms = [w[..., None] * row for w, row in zip(weights, first.kernel, strict=True)]
+    units = first.activation(reduce(jnp.add, terms, first.bias))
+    for kernel, bias, activation in rest:
+        units = activation(jnp.sum(units[..., None] * kernel, axis=-2) + bias)
+    return jnp.squeeze(units, -1)
+
+
+def _in_chunks(function: Callable[[list[jax.Array]], jax.Array], weights: list[jax.Array]) -> jax.Array:
+    """Applies a function of flat arrays to chunks of them, so that what it holds in memory is bounded."""
+    shape, size = weights[0].shape, weights[0].size
+    flat = [w.reshape(-1) for w in weights]
+    if size <= _CHUNK:
+        return function(flat).reshape(shape)
+
+    def chunk(i: jax.Array, forecast: jax.Array) -> jax.Array:
+        # The last chunk overlaps the one before, instead of being shorter.
+        start = jnp.minimum(i * _CHUNK, size - _CHUNK)
+        piece = function([lax.dynamic_slice(w, (start,), (_CHUNK,)) for w in flat])
+        return lax.dynamic_update_slice(forecast, piece, (start,))
+
+    return lax.fori_loop(0, -(-size // _CHUNK), chunk, jnp.zeros_like(flat[0])).reshape(shape)

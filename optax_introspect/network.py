@@ -1,0 +1,137 @@
+"""The introspection network, and how the weights of a stack of dense layers are read out of a Flax module."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import nnx
+
+Activation = Callable[[jax.Array], jax.Array]
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+ACTIVATIONS: dict[str, Activation] = {"relu": nnx.relu, "identity": _identity}
+
+# Functions that act on every number by itself, and so may be applied to the units of a layer one after another.
+_ELEMENTWISE = (
+    *ACTIVATIONS.values(), nnx.celu, nnx.elu, nnx.gelu, nnx.hard_sigmoid, nnx.hard_silu, nnx.hard_tanh,
+    nnx.leaky_relu, nnx.log_sigmoid, nnx.relu6, nnx.selu, nnx.sigmoid, nnx.silu, nnx.soft_sign, nnx.softplus,
+    nnx.tanh, jnp.abs, jnp.cos, jnp.exp, jnp.sin, jnp.square, jnp.tanh,
+)  # fmt: skip
+
+
+class IntrospectionNetwork(nnx.Sequential):
+    r"""The introspection network `I`: dense layers from the trajectory points of a weight to its forecast.
+
+    .. math:: I(x) = W_2 \max(0, W_1 x + b_1) + b_2, \qquad W_1 \in \mathbb{R}^{40 \times 4}
+
+    It sees one weight at a time. In the paper the weights are multiplied by 1000 on the way in; that is a matter of
+    the forecaster, see :func:`optax_introspect.introspection`.
+
+    Args:
+      num_points: trajectory points, the inputs of the network.
+      hidden: units of each hidden layer.
+      activation: `"relu"` or `"identity"` (the paper's linear `I`), after each hidden layer.
+      rngs: where the initial weights come from (LeCun normal; biases are zero).
+
+    Raises:
+      ValueError: an activation that is not known, or no points or units in a layer.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> network = IntrospectionNetwork(rngs=nnx.Rngs(0))
+      >>> network(jnp.ones((8, 4))).shape
+      (8, 1)
+
+    References:
+      Sinha et al., "Introspection: Accelerating Neural Network Training by Learning Weight Evolution", ICLR 2017,
+      section 4.1.
+    """
+
+    def __init__(
+        self, num_points: int = 4, hidden: Sequence[int] = (40,), activation: str = "relu", *, rngs: nnx.Rngs
+    ):
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; known are {sorted(ACTIVATIONS)}")
+        widths = (num_points, *hidden, 1)
+        if min(widths) < 1:
+            raise ValueError(f"every layer needs at least one unit; got num_points={num_points}, hidden={tuple(hidden)}")
+        layers: list[Any] = []
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            # A forecast moves every weight of a network: it is not the place to save multiplications.
+            layers += [nnx.Linear(inputs, outputs, precision=jax.lax.Precision.HIGHEST, rngs=rngs)]
+            layers += [ACTIVATIONS[activation]]
+        super().__init__(*layers[:-1])
+        self.num_points = num_points
+        self.hidden = tuple(hidden)
+        self.activation = activation
+
+
+class Dense(NamedTuple):
+    """A dense layer with its activation, as NumPy arrays.
+
+    NumPy, since JAX refuses to close over arrays that are not addressable from every process.
+
+    Attributes:
+      kernel: float32 [inputs, outputs].
+      bias: float32 [outputs].
+      activation: an elementwise function.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    activation: Activation
+
+
+def dense_stack(network: Any) -> tuple[Dense, ...] | None:
+    """Returns the layers of a network that is nothing but dense layers and elementwise activations, else None.
+
+    Args:
+      network: `nnx.Sequential` of `nnx.Linear`, or a bound `linen.Sequential` of `linen.Dense`, with activations
+        among the layers that are known to be elementwise.
+    """
+    if type(network).__call__ is nnx.Sequential.__call__:
+        layers = [_nnx_layer(layer) for layer in network.layers]
+    elif type(network) is nn.Sequential:
+        params = network.variables.get("params", {})
+        layers = [_linen_layer(layer, params.get(f"layers_{i}", {})) for i, layer in enumerate(network.layers)]
+    else:
+        return None
+
+    stack: list[Dense] = []
+    for layer in layers:
+        if isinstance(layer, Dense):
+            stack.append(layer)
+        elif layer in _ELEMENTWISE and stack:
+            stack[-1] = stack[-1]._replace(activation=_compose(stack[-1].activation, layer))
+        else:
+            return None
+    return tuple(stack) or None
+
+
+def _nnx_layer(layer: Any) -> Any:
+    if type(layer) is not nnx.Linear or layer.dtype not in (None, jnp.float32):
+        return layer
+    return _dense(layer.kernel[...], None if layer.bias is None else layer.bias[...])
+
+
+def _linen_layer(layer: Any, params: Any) -> Any:
+    if type(layer) is not nn.Dense or layer.dtype not in (None, jnp.float32):
+        return layer
+    return _dense(params["kernel"], params.get("bias"))
+
+
+def _dense(kernel: Any, bias: Any) -> Dense:
+    matrix = np.asarray(kernel, np.float32)
+    return Dense(matrix, np.zeros(matrix.shape[1], np.float32) if bias is None else np.asarray(bias, np.float32), _identity)
+
+
+def _compose(first: Activation, second: Activation) -> Activation:
+    return second if first is _identity else lambda x: second(first(x))
