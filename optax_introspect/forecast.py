@@ -132,19 +132,29 @@ def introspection(
         variables: Any = nnx.state(network)
     elif isinstance(network, nn.Module):
         if network.scope is None:
-            raise TypeError("a Linen module must be bound to its variables: introspection(module.bind(variables))")
+            raise TypeError(
+                "a Linen module must be bound to its variables: introspection(module.bind(variables))"
+            )
         variables = network.variables
     else:
-        raise TypeError(f"network must be an NNX module or a bound Linen module; got {type(network).__name__}")
+        raise TypeError(
+            f"network must be an NNX module or a bound Linen module; got {type(network).__name__}"
+        )
     for path, leaf in jax.tree.leaves_with_path(variables):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(np.asarray(leaf, np.float32))):
-            raise ValueError(f"the weights of the network must be finite; {jax.tree_util.keystr(path)} is not")
+            raise ValueError(
+                f"the weights of the network must be finite; {jax.tree_util.keystr(path)} is not"
+            )
     try:
         shape = jax.eval_shape(network, jax.ShapeDtypeStruct((len(points),), jnp.float32)).shape
     except Exception as error:
-        raise ValueError(f"the network must take {len(points)} inputs, one for each of the points {points}") from error
+        raise ValueError(
+            f"the network must take {len(points)} inputs, one for each of the points {points}"
+        ) from error
     if math.prod(shape) != 1:
-        raise ValueError(f"the network must give one forecast for {len(points)} inputs; its output has shape {shape}")
+        raise ValueError(
+            f"the network must give one forecast for {len(points)} inputs; its output has shape {shape}"
+        )
     stack = dense_stack(network)
     if stack is not None and sum(layer.kernel.size for layer in stack) > _MOST_MULTIPLICATIONS:
         stack = None
@@ -317,9 +327,13 @@ def checked_forecaster(candidate: ForecasterT) -> ForecasterT:
     try:
         output = jax.eval_shape(lambda *w: candidate(*w, key=jax.random.key(0)), *arrays)
     except TypeError as error:
-        raise ValueError(f"the forecaster cannot be called with {len(points)} arrays, its points {points}") from error
+        raise ValueError(
+            f"the forecaster cannot be called with {len(points)} arrays, its points {points}"
+        ) from error
     if getattr(output, "shape", None) != shape:
-        raise ValueError(f"a forecast must have the shape of the weights; for {shape} the forecaster gave {output}")
+        raise ValueError(
+            f"a forecast must have the shape of the weights; for {shape} the forecaster gave {output}"
+        )
     return candidate
 
 
@@ -348,7 +362,9 @@ def _written_out(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Arra
     units = weights
     for kernel, bias, activation in stack:
         units = [
-            activation(reduce(lambda total, term: total + term[0] * term[1], zip(units, column, strict=True), b))
+            activation(
+                reduce(lambda total, term: total + term[0] * term[1], zip(units, column, strict=True), b)
+            )
             for column, b in zip(kernel.T, bias, strict=True)
         ]
     (forecast,) = units

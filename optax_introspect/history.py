@@ -4,7 +4,7 @@ Introspection networks are fitted to such histories (Sinha et al. 2017, section 
 
 - `history.json`: the format version, the name, shape and dtype of each leaf, and the user's metadata;
 - `steps.jsonl`: one line a step, `{"step": 100}`;
-- `arrays/`: one zarr array `[num_steps, *leaf.shape]` a leaf; row `i` belongs to line `i` of `steps.jsonl`;
+- `arrays/`: for each leaf a zarr array `[num_steps, *leaf.shape]`, with a row for each of these lines;
 - `writer.lock`: locked while a run is being recorded.
 
 A step's line is written only after its weights are committed, and only whole lines are believed. So a run that
@@ -17,12 +17,13 @@ import collections
 import concurrent.futures
 import functools
 import json
+import math
 import operator
 import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -46,11 +47,21 @@ _CODECS = [
 ]
 
 
+class _Leaf(NamedTuple):
+    """What the weights of one leaf have in common at all steps."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}{list(self.shape)}"
+
+
 class WeightHistory:
     """The weights of one training run at many steps, on disk.
 
-    Made by `WeightHistory.record`, to write, or by `WeightHistory.open`, to read, also while another process is
-    still recording. Only the floating and complex leaves of the parameters are kept.
+    Made by `WeightHistory.record`, to write, or by `WeightHistory.open`, to read, also while another process
+    is still recording. Only the floating and complex leaves of the parameters are kept.
 
     Attributes:
         path: The folder of the history.
@@ -76,13 +87,13 @@ class WeightHistory:
         array([0., 0.], dtype=float32)
     """
 
-    def __init__(self, path: Path, layout: dict[str, jax.ShapeDtypeStruct], metadata: dict[str, Any]):
+    def __init__(self, path: Path, layout: dict[str, _Leaf], metadata: dict[str, Any]):
         self.path = path
         self.names = tuple(layout)
         self.shapes = tuple(leaf.shape for leaf in layout.values())
-        self.dtypes: tuple[np.dtype[Any], ...] = tuple(leaf.dtype for leaf in layout.values())
+        self.dtypes = tuple(leaf.dtype for leaf in layout.values())
         self.num_weights = sum(
-            leaf.size * (1 + np.issubdtype(leaf.dtype, np.complexfloating)) for leaf in layout.values()
+            math.prod(leaf.shape) * (2 if leaf.dtype.kind == "c" else 1) for leaf in layout.values()
         )
         self.metadata = metadata
         self._layout = layout
@@ -92,7 +103,7 @@ class WeightHistory:
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: collections.deque[concurrent.futures.Future[None]] = collections.deque()
         self._appended: list[int] = []
-        self._failure: Exception | None = None
+        self._failure: tuple[int, Exception] | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -118,28 +129,35 @@ class WeightHistory:
         Args:
             path: The folder of the history; made where it is missing.
             params: A tree with the shapes and dtypes of the weights. Its values are not recorded.
-            metadata: A JSON dict that describes the run. `None` accepts what a continued history has.
+            metadata: A JSON dict that describes the run. `None` accepts that of a continued history.
 
         Returns:
             The history, a context manager, to be closed after the last step.
 
         Raises:
-            ValueError: If `params` has no floating leaf, two of the same name or one of an unsupported dtype, or if
-                the folder holds a damaged history, or that of another tree or of other metadata.
+            TypeError: If JSON can't hold the metadata.
+            ValueError: If `params` has no floating leaf, two of the same name or one of an unsupported dtype,
+                or if the folder holds a damaged history, or that of another tree or with other metadata.
             BlockingIOError: If another writer has this history open.
         """
         path = Path(path).resolve()
-        layout = _layout(_floating_leaves(params))
-        leaves = {name: {"shape": leaf.shape, "dtype": leaf.dtype.name} for name, leaf in layout.items()}
-        header = json.dumps({"version": _VERSION, "leaves": leaves, "metadata": metadata or {}}, indent=2)
+        _, layout = _flatten(params)
+        header = {
+            "version": _VERSION,
+            "leaves": {
+                name: {"shape": leaf.shape, "dtype": leaf.dtype.name} for name, leaf in layout.items()
+            },
+            "metadata": dict(metadata or {}),
+        }
+        content = json.dumps(header, indent=2, allow_nan=False)
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path / "writer.lock")
         try:
             if not (path / _HEADER).exists():
-                _write_atomically(path / _HEADER, header.encode())
+                _write_atomically(path / _HEADER, content.encode())
             history = cls(path, *_read_header(path))
             history._check_layout(layout)
-            if metadata is not None and history.metadata != json.loads(header)["metadata"]:
+            if metadata is not None and history.metadata != json.loads(content)["metadata"]:
                 raise ValueError(f"the metadata of {path} is {history.metadata}, not {metadata}")
             history._start()
         except BaseException:
@@ -198,14 +216,14 @@ class WeightHistory:
             try:
                 leaves[name] = np.asarray(reading.result())
             except Exception as error:
-                raise ValueError(f"leaf {name!r} of step {step} in {self.path} is damaged: {error}") from error
+                raise ValueError(f"step {step} of leaf {name!r} in {self.path}: {error}") from error
         return leaves
 
     def append(self, step: int, params: Any) -> None:
         """Records the weights of one step.
 
-        They are copied before this returns, so `params` may be donated next. A background thread writes the copy;
-        this waits for it only if two earlier steps are still being written.
+        They are copied before this returns, so `params` may be donated next. A background thread writes the
+        copy; this waits for it only if two earlier steps are still being written.
 
         Args:
             step: Larger than that of the last record.
@@ -219,8 +237,8 @@ class WeightHistory:
         step = _check_step(step)
         if self._appended and step <= self._appended[-1]:
             raise ValueError(f"steps must increase, but {step} was given after {self._appended[-1]}")
-        leaves = _floating_leaves(params)
-        self._check_layout(_layout(leaves))
+        leaves, layout = _flatten(params)
+        self._check_layout(layout)
         while len(self._pending) >= _MAX_PENDING:
             self._pending.popleft().result()
         thread = self._writing_thread()
@@ -280,7 +298,7 @@ class WeightHistory:
         steps = self.steps.tolist()
         if not steps:
             # The arrays are missing, or hold nothing that is complete.
-            _wait(ts.open(spec, create=True, delete_existing=True) for spec in self._specs())
+            self._create_arrays()
         self._open_arrays()
         self._keep(steps)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "weight-history")
@@ -289,8 +307,8 @@ class WeightHistory:
         """Cuts the history down to these, its first steps."""
         # The lines go first: rows without a line do no harm if this is interrupted.
         _write_atomically(self.path / _STEPS, b"".join(_line(step) for step in steps))
-        size = len(steps)
-        _wait(array.resize(None, [size, *array.shape[1:]], shrink_only=True) for array in self._arrays)
+        rows = len(steps)
+        _wait(array.resize(None, [rows, *array.shape[1:]], shrink_only=True) for array in self._arrays)
         self._open_arrays()
         self._appended = steps
 
@@ -312,17 +330,17 @@ class WeightHistory:
                 file.flush()
                 os.fsync(file.fileno())
         except Exception as error:
-            error.add_note(f"while step {step} was being written")
-            self._failure = error
+            self._failure = step, error
 
     def _writing_thread(self) -> concurrent.futures.ThreadPoolExecutor:
         if self._thread is None:
             raise RuntimeError(f"{self.path} is not open for writing: see WeightHistory.record")
         if self._failure is not None:
-            raise RuntimeError(f"recording to {self.path} has failed: {self._failure}") from self._failure
+            step, error = self._failure
+            raise RuntimeError(f"step {step} could not be written to {self.path}: {error}") from error
         return self._thread
 
-    def _check_layout(self, given: dict[str, jax.ShapeDtypeStruct]) -> None:
+    def _check_layout(self, given: dict[str, _Leaf]) -> None:
         """Raises ValueError, naming the first difference, if these leaves are not those of the history."""
         for name in self._layout | given:
             new, old = given.get(name, "missing"), self._layout.get(name, "missing")
@@ -330,32 +348,39 @@ class WeightHistory:
                 raise ValueError(f"leaf {name!r} is {new} in the parameters, but {old} in {self.path}")
 
     def _specs(self) -> list[dict[str, Any]]:
-        """Returns what TensorStore needs to open, or to create without any rows, the array of each leaf."""
-        specs = []
-        for index, (name, leaf) in enumerate(self._layout.items()):
-            # The index makes the folder unique; the name, stripped of all that paths give a meaning, readable.
-            folder = f"{index:04d}." + re.sub(r"[^A-Za-z0-9_-]+", ".", name)[:80]
-            chunk = {"shape": [1] + [0] * leaf.ndim, "elements": _MAX_CHUNK_BYTES // leaf.dtype.itemsize}
-            specs.append(
-                {
-                    "driver": "zarr3",
-                    "kvstore": {"driver": "file", "path": str(self.path / "arrays" / folder)},
-                    "schema": {
-                        "dtype": leaf.dtype.name,
-                        "domain": {"shape": [[0], *([size] for size in leaf.shape)]},  # [..]: can be resized
-                        "chunk_layout": {"chunk": chunk},
-                        "codec": {"driver": "zarr3", "codecs": _CODECS},
-                    },
-                    # A file, not a folder, a step.
-                    "metadata": {
-                        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}}
-                    },
-                    # Zeros are stored like other weights, so that missing weights are an error, not zeros.
-                    "store_data_equal_to_fill_value": True,
-                    "fill_missing_data_reads": False,
-                }
+        """Returns where TensorStore finds the array of each leaf, and how it treats it."""
+        # The number makes a folder unique; the name is for people, without what has a meaning in paths.
+        names = [re.sub(r"[^A-Za-z0-9_-]+", ".", name)[:80] for name in self.names]
+        folders = [self.path / "arrays" / f"{index:04d}.{name}" for index, name in enumerate(names)]
+        return [
+            {
+                "driver": "zarr3",
+                "kvstore": {"driver": "file", "path": str(folder)},
+                # Zeros are stored like other weights, so that missing weights are an error, and not zeros.
+                "store_data_equal_to_fill_value": True,
+                "fill_missing_data_reads": False,
+            }
+            for folder in folders
+        ]
+
+    def _create_arrays(self) -> None:
+        """Creates the arrays, without rows, in the place of any that are there."""
+        flat = {"chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}}}
+        creating = []
+        for spec, leaf in zip(self._specs(), self._layout.values(), strict=True):
+            chunk = [1, *(0 for _ in leaf.shape)]  # one row; TensorStore chooses where there is a 0
+            grid = ts.ChunkLayout.Grid(shape=chunk, elements=_MAX_CHUNK_BYTES // leaf.dtype.itemsize)
+            array = ts.open(
+                {**spec, "metadata": flat},
+                create=True,
+                delete_existing=True,
+                dtype=ts.dtype(leaf.dtype),
+                shape=[0, *leaf.shape],
+                chunk_layout=ts.ChunkLayout(chunk=grid),
+                codec=ts.CodecSpec({"driver": "zarr3", "codecs": _CODECS}),
             )
-        return specs
+            creating.append(array)
+        _wait(creating)
 
     def _open_arrays(self) -> None:
         """Opens the arrays, with as many rows as they have now.
@@ -364,14 +389,13 @@ class WeightHistory:
             ValueError: If one is missing, damaged, or not as the header and the steps say.
         """
         num_steps = len(self.steps)
-        existing = [{**spec, "schema": {}, "metadata": {}} for spec in self._specs()]
-        opening = [ts.open(spec, open=True) for spec in existing]
+        opening = [ts.open(spec, open=True) for spec in self._specs()]
         arrays = []
         for (name, leaf), array in zip(self._layout.items(), opening, strict=True):
             try:
                 arrays.append(array.result())
                 rows, *shape = arrays[-1].shape
-                found = jax.ShapeDtypeStruct(tuple(shape), arrays[-1].dtype.numpy_dtype)
+                found = _Leaf(tuple(shape), arrays[-1].dtype.numpy_dtype)
                 if found != leaf or rows < num_steps:
                     raise ValueError(f"it has {rows} rows of {found} for {num_steps} steps of {leaf}")
             except Exception as error:
@@ -379,42 +403,35 @@ class WeightHistory:
         self._arrays = arrays
 
 
-def _floating_leaves(params: Any) -> dict[str, Any]:
-    """Returns the floating and complex leaves of a tree by name.
+def _flatten(params: Any) -> tuple[dict[str, Any], dict[str, _Leaf]]:
+    """Returns by name the floating and complex leaves of a tree, and their shapes and dtypes.
 
     Raises:
-        ValueError: If there is none, or if two have the same name.
+        ValueError: If there is none, if two have the same name, or if one can't be stored.
     """
     leaves: dict[str, Any] = {}
+    layout = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if not jnp.issubdtype(_dtype(leaf), np.inexact):
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+        if not jnp.issubdtype(dtype, np.inexact):
             continue
-        # Variables of Flax are nodes: `dense/kernel/value` is named as in the plain dict of the same model.
+        # Flax's variables are nodes: `dense/kernel/value` is named as in a plain dict of the same weights.
         if path and path[-1] == jax.tree_util.GetAttrKey("value"):
             path = path[:-1]
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if name in leaves:
             raise ValueError(f"two leaves of the parameters are named {name!r}")
-        leaves[name] = leaf
+        if dtype.name not in _DTYPES:
+            raise ValueError(f"leaf {name!r} is {dtype.name}, not one of {', '.join(_DTYPES)}")
+        leaves[name], layout[name] = leaf, _Leaf(np.shape(leaf), dtype)
     if not leaves:
         raise ValueError("the parameters have no floating leaf")
-    return leaves
-
-
-def _layout(leaves: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    for name, leaf in leaves.items():
-        if _dtype(leaf).name not in _DTYPES:
-            raise ValueError(f"leaf {name!r} is {_dtype(leaf).name}, not one of {', '.join(_DTYPES)}")
-    return {name: jax.ShapeDtypeStruct(np.shape(leaf), _dtype(leaf)) for name, leaf in leaves.items()}
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    return leaves, layout
 
 
 def _check_step(step: int) -> int:
     try:
-        step = operator.index(step)
+        step = int(operator.index(step))
     except TypeError:
         raise TypeError(f"a step must be an integer, not {step!r}") from None
     if not 0 <= step < 2**63:
@@ -444,7 +461,7 @@ def _parse_steps(content: bytes) -> np.ndarray:
     return steps
 
 
-def _read_header(path: Path) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str, Any]]:
+def _read_header(path: Path) -> tuple[dict[str, _Leaf], dict[str, Any]]:
     """Returns the leaves and the metadata of the history in a folder."""
     file = path / _HEADER
     if not file.is_file():
@@ -458,7 +475,7 @@ def _read_header(path: Path) -> tuple[dict[str, jax.ShapeDtypeStruct], dict[str,
             shape, dtype = tuple(leaf["shape"]), _DTYPES[leaf["dtype"]]
             if not all(type(size) is int and size >= 0 for size in shape):
                 raise ValueError(f"leaf {name!r} has the shape {shape}")
-            layout[name] = jax.ShapeDtypeStruct(shape, dtype)
+            layout[name] = _Leaf(shape, dtype)
         return layout, dict(header["metadata"])
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{file} can't be read: {error!r}") from error

@@ -62,7 +62,9 @@ class IntrospectionNetwork(nnx.Sequential):
             raise ValueError(f"unknown activation {activation!r}; known are {sorted(ACTIVATIONS)}")
         widths = (num_points, *hidden, 1)
         if min(widths) < 1:
-            raise ValueError(f"every layer needs at least one unit; got num_points={num_points}, hidden={tuple(hidden)}")
+            raise ValueError(
+                f"every layer needs at least one unit; got num_points={num_points}, hidden={tuple(hidden)}"
+            )
         layers: list[Any] = []
         for inputs, outputs in zip(widths, widths[1:], strict=False):
             # A forecast moves every weight of a network: it is not the place to save multiplications.
@@ -101,7 +103,9 @@ def dense_stack(network: Any) -> tuple[Dense, ...] | None:
         layers = [_nnx_layer(layer) for layer in network.layers]
     elif type(network) is nn.Sequential:
         params = network.variables.get("params", {})
-        layers = [_linen_layer(layer, params.get(f"layers_{i}", {})) for i, layer in enumerate(network.layers)]
+        layers = [
+            _linen_layer(layer, params.get(f"layers_{i}", {})) for i, layer in enumerate(network.layers)
+        ]
     else:
         return None
 
@@ -130,7 +134,11 @@ def _linen_layer(layer: Any, params: Any) -> Any:
 
 def _dense(kernel: Any, bias: Any) -> Dense:
     matrix = np.asarray(kernel, np.float32)
-    return Dense(matrix, np.zeros(matrix.shape[1], np.float32) if bias is None else np.asarray(bias, np.float32), _identity)
+    return Dense(
+        matrix,
+        np.zeros(matrix.shape[1], np.float32) if bias is None else np.asarray(bias, np.float32),
+        _identity,
+    )
 
 
 def _compose(first: Activation, second: Activation) -> Activation:

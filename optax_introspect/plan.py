@@ -98,7 +98,8 @@ class Plan:
     def __str__(self) -> str:
         """Lay the plan out as a table, one line for every capture and jump."""
         events: list[tuple[int, int, str, str]] = [
-            (jump.step, 0, "jump", " ".join(_source(*source) for source in _sources(jump))) for jump in self.jumps
+            (jump.step, 0, "jump", " ".join(_source(*source) for source in _sources(jump)))
+            for jump in self.jumps
         ]
         events += [(c.step, 1, "capture", f"slot {c.slot} until {c.last_jump}") for c in self.captures]
         width = len(str(self.jumps[-1].step))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from .checkpoint import pretrained
 from .forecast import Forecaster, checked_forecaster, forecast_array
 from .plan import Plan, dtype_of_snapshot, plan
 
@@ -83,10 +84,12 @@ def introspect(
     References:
       Sinha et al., "Introspection: Accelerating Neural Network Training by Learning Weight Evolution", ICLR 2017.
     """
-    forecast_with = checked_forecaster(forecaster)
+    forecast_with = pretrained() if forecaster is None else checked_forecaster(forecaster)
     schedule = plan(jump_steps, forecast_with.points)
     if snapshot_dtype is not None and not jnp.issubdtype(snapshot_dtype, jnp.floating):
-        raise ValueError(f"snapshot_dtype must be a floating dtype, such as jnp.bfloat16, or None; got {snapshot_dtype}")
+        raise ValueError(
+            f"snapshot_dtype must be a floating dtype, such as jnp.bfloat16, or None; got {snapshot_dtype}"
+        )
     advance = jax.jit(_advance_function(schedule, forecast_with))
 
     def init_fn(params: optax.Params) -> IntrospectState:
@@ -106,10 +109,14 @@ def introspect(
     ) -> tuple[optax.Updates, IntrospectState]:
         del extra_args
         if params is None:
-            raise ValueError("introspect forecasts the weights, and so needs them: call update(updates, state, params)")
+            raise ValueError(
+                "introspect forecasts the weights, and so needs them: call update(updates, state, params)"
+            )
         leaves, treedef = jax.tree.flatten(params)
         forecast_here = [dtype_of_snapshot(jnp.result_type(leaf), None) is not None for leaf in leaves]
-        masked = [leaf if here else optax.MaskedNode() for leaf, here in zip(leaves, forecast_here, strict=True)]
+        masked = [
+            leaf if here else optax.MaskedNode() for leaf, here in zip(leaves, forecast_here, strict=True)
+        ]
         kept, kept_treedef = jax.tree.flatten(treedef.unflatten(masked))
         _check_same_tree(treedef.unflatten(masked), state.snapshots[-1])
         # An update may be None, or of dtype float0, where its parameter is not trained.
@@ -120,7 +127,9 @@ def introspect(
         own_updates, buffers, outcome = advance(own_updates, buffers, kept, state.introspect_step)
 
         chosen = iter(own_updates)
-        all_updates = [next(chosen) if here else u for u, here in zip(all_updates, forecast_here, strict=True)]
+        all_updates = [
+            next(chosen) if here else u for u, here in zip(all_updates, forecast_here, strict=True)
+        ]
         return treedef.unflatten(all_updates), IntrospectState(
             introspect_step=optax.safe_increment(state.introspect_step),
             snapshots=tuple(kept_treedef.unflatten(buffer) for buffer in buffers),
@@ -173,7 +182,9 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
             result.append((forecast.astype(wide) - weight.astype(wide)).astype(buffers[-1][i].dtype))
         return result
 
-    def capture(slot: int, buffer: Arrays, params: Arrays, step: jax.Array, outcome: Any, order: jax.Array) -> Any:
+    def capture(
+        slot: int, buffer: Arrays, params: Arrays, step: jax.Array, outcome: Any, order: jax.Array
+    ) -> Any:
         if not capture_steps[slot].size:
             return buffer, order
         return lax.cond(
@@ -192,17 +203,26 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
         last, order = capture(len(slots), last, params, step, _NO_JUMP, order)
         is_jump = jnp.any(step == jump_steps)
         last = lax.cond(
-            is_jump, lambda b, p, n: displacements(b, p, n), lambda b, p, n: b[-1], [*slots, last], params, step
+            is_jump,
+            lambda b, p, n: displacements(b, p, n),
+            lambda b, p, n: b[-1],
+            [*slots, last],
+            params,
+            step,
         )
         # A conditional of its own, lest XLA compute the forecasts once more for the check.
         outcome = lax.cond(
-            is_jump, lambda b: jnp.where(_all_finite(b), _TAKEN, _REFUSED), lambda b: jnp.asarray(_NO_JUMP), last
+            is_jump,
+            lambda b: jnp.where(_all_finite(b), _TAKEN, _REFUSED),
+            lambda b: jnp.asarray(_NO_JUMP),
+            last,
         )
         for slot, buffer in enumerate(slots):
             slots[slot], order = capture(slot, buffer, params, step, outcome, order)
         jumps = (outcome == _TAKEN) & (order >= 0)  # the latter is always true
         chosen = [
-            None if u is None else jnp.where(jumps, d.astype(u.dtype), u) for u, d in zip(updates, last, strict=True)
+            None if u is None else jnp.where(jumps, d.astype(u.dtype), u)
+            for u, d in zip(updates, last, strict=True)
         ]
         return chosen, [*slots, last], outcome
 
