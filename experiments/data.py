@@ -97,7 +97,7 @@ def load_mnist(data_dir: Path | None = None, *, fallback: bool = True) -> Images
 
 def load_digits() -> Images:
     """Returns scikit-learn's 1797 digits, enlarged to the size of MNIST; the last 360 are the test set."""
-    from sklearn import datasets  # type: ignore[import-untyped]  # slow to import, and rarely needed
+    from sklearn import datasets  # slow to import, and rarely needed
 
     pixels, digits = datasets.load_digits(return_X_y=True)
     small = np.rint(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -110,7 +110,7 @@ def load_digits() -> Images:
 def _from_tfds() -> Images | None:
     """Reads MNIST from TFDS, if that takes neither preparing it nor TensorFlow."""
     try:
-        import tensorflow_datasets as tfds  # type: ignore[import-untyped]
+        import tensorflow_datasets as tfds
 
         builder = tfds.builder("mnist")
         # Asked about a folder that does not exist, `is_prepared` logs a warning.

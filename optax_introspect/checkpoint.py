@@ -18,11 +18,7 @@ DEFAULT = "mnist-n0"
 
 # Inside the installed package, or beside it in a checkout of the repository.
 _SHIPPED = next(
-    (
-        folder
-        for parent in Path(__file__).resolve().parents[:2]
-        if (folder := parent / "checkpoints").is_dir()
-    ),
+    (folder for parent in Path(__file__).resolve().parents[:2] if (folder := parent / "checkpoints").is_dir()),
     None,
 )
 
@@ -158,10 +154,7 @@ def _name(path: tuple[Any, ...]) -> str:
 
 
 def _weights(network: IntrospectionNetwork) -> dict[str, Any]:
-    return {
-        _name(path): variable.get_value()
-        for path, variable in nnx.to_flat_state(nnx.state(network, nnx.Param))
-    }
+    return {_name(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(network, nnx.Param))}
 
 
 def _check_same_arrays(found: Any, expected: dict[str, Any]) -> None:

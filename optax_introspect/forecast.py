@@ -55,7 +55,7 @@ class Forecaster(Protocol):
 ForecasterT = TypeVar("ForecasterT", bound=Forecaster)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # two networks are not compared weight by weight
 class Introspection:
     """The forecaster of :func:`introspection`.
 
@@ -84,8 +84,11 @@ class Introspection:
 
     def _vmapped(self, weights: list[jax.Array]) -> jax.Array:
         """Evaluates the module itself: the definition that every other form is tested against."""
-        network = self.network
-        one = lambda *points: jnp.reshape(network(jnp.stack(points)), ())  # type: ignore[operator]
+        network: Any = self.network
+
+        def one(*points: jax.Array) -> jax.Array:
+            return jnp.reshape(network(jnp.stack(points)), ())
+
         return jax.vmap(one)(*weights)
 
 
@@ -132,29 +135,19 @@ def introspection(
         variables: Any = nnx.state(network)
     elif isinstance(network, nn.Module):
         if network.scope is None:
-            raise TypeError(
-                "a Linen module must be bound to its variables: introspection(module.bind(variables))"
-            )
+            raise TypeError("a Linen module must be bound to its variables: introspection(module.bind(variables))")
         variables = network.variables
     else:
-        raise TypeError(
-            f"network must be an NNX module or a bound Linen module; got {type(network).__name__}"
-        )
+        raise TypeError(f"network must be an NNX module or a bound Linen module; got {type(network).__name__}")
     for path, leaf in jax.tree.leaves_with_path(variables):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(np.asarray(leaf, np.float32))):
-            raise ValueError(
-                f"the weights of the network must be finite; {jax.tree_util.keystr(path)} is not"
-            )
+            raise ValueError(f"the weights of the network must be finite; {jax.tree_util.keystr(path)} is not")
     try:
         shape = jax.eval_shape(network, jax.ShapeDtypeStruct((len(points),), jnp.float32)).shape
     except Exception as error:
-        raise ValueError(
-            f"the network must take {len(points)} inputs, one for each of the points {points}"
-        ) from error
+        raise ValueError(f"the network must take {len(points)} inputs, one for each of the points {points}") from error
     if math.prod(shape) != 1:
-        raise ValueError(
-            f"the network must give one forecast for {len(points)} inputs; its output has shape {shape}"
-        )
+        raise ValueError(f"the network must give one forecast for {len(points)} inputs; its output has shape {shape}")
     stack = dense_stack(network)
     if stack is not None and sum(layer.kernel.size for layer in stack) > _MOST_MULTIPLICATIONS:
         stack = None
@@ -327,13 +320,9 @@ def checked_forecaster(candidate: ForecasterT) -> ForecasterT:
     try:
         output = jax.eval_shape(lambda *w: candidate(*w, key=jax.random.key(0)), *arrays)
     except TypeError as error:
-        raise ValueError(
-            f"the forecaster cannot be called with {len(points)} arrays, its points {points}"
-        ) from error
+        raise ValueError(f"the forecaster cannot be called with {len(points)} arrays, its points {points}") from error
     if getattr(output, "shape", None) != shape:
-        raise ValueError(
-            f"a forecast must have the shape of the weights; for {shape} the forecaster gave {output}"
-        )
+        raise ValueError(f"a forecast must have the shape of the weights; for {shape} the forecaster gave {output}")
     return candidate
 
 
@@ -362,9 +351,7 @@ def _written_out(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Arra
     units = weights
     for kernel, bias, activation in stack:
         units = [
-            activation(
-                reduce(lambda total, term: total + term[0] * term[1], zip(units, column, strict=True), b)
-            )
+            activation(reduce(lambda total, term: total + term[0] * term[1], zip(units, column, strict=True), b))
             for column, b in zip(kernel.T, bias, strict=True)
         ]
     (forecast,) = units
@@ -375,7 +362,7 @@ def _broadcast(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Array:
     """Evaluates a stack with the units along a last axis, quick to compile: XLA fuses the sums over the units."""
     first, *rest = stack
     terms = [w[..., None] * row for w, row in zip(weights, first.kernel, strict=True)]
-    units = first.activation(reduce(jnp.add, terms, first.bias))
+    units = first.activation(sum(terms, start=jnp.asarray(first.bias)))
     for kernel, bias, activation in rest:
         units = activation(jnp.sum(units[..., None] * kernel, axis=-2) + bias)
     return jnp.squeeze(units, -1)
@@ -394,4 +381,5 @@ def _in_chunks(function: Callable[[list[jax.Array]], jax.Array], weights: list[j
         piece = function([lax.dynamic_slice(w, (start,), (_CHUNK,)) for w in flat])
         return lax.dynamic_update_slice(forecast, piece, (start,))
 
-    return lax.fori_loop(0, -(-size // _CHUNK), chunk, jnp.zeros_like(flat[0])).reshape(shape)
+    forecast: jax.Array = lax.fori_loop(0, -(-size // _CHUNK), chunk, jnp.zeros_like(flat[0]))
+    return forecast.reshape(shape)

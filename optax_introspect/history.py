@@ -92,9 +92,7 @@ class WeightHistory:
         self.names = tuple(layout)
         self.shapes = tuple(leaf.shape for leaf in layout.values())
         self.dtypes = tuple(leaf.dtype for leaf in layout.values())
-        self.num_weights = sum(
-            math.prod(leaf.shape) * (2 if leaf.dtype.kind == "c" else 1) for leaf in layout.values()
-        )
+        self.num_weights = sum(math.prod(leaf.shape) * (2 if leaf.dtype.kind == "c" else 1) for leaf in layout.values())
         self.metadata = metadata
         self._layout = layout
         self._arrays: list[ts.TensorStore] = []
@@ -121,9 +119,7 @@ class WeightHistory:
         return history
 
     @classmethod
-    def record(
-        cls, path: str | os.PathLike[str], params: Any, *, metadata: dict[str, Any] | None = None
-    ) -> Self:
+    def record(cls, path: str | os.PathLike[str], params: Any, *, metadata: dict[str, Any] | None = None) -> Self:
         """Opens a history for writing: a new one, or one to be continued.
 
         Args:
@@ -144,9 +140,7 @@ class WeightHistory:
         _, layout = _flatten(params)
         header = {
             "version": _VERSION,
-            "leaves": {
-                name: {"shape": leaf.shape, "dtype": leaf.dtype.name} for name, leaf in layout.items()
-            },
+            "leaves": {name: {"shape": leaf.shape, "dtype": leaf.dtype.name} for name, leaf in layout.items()},
             "metadata": dict(metadata or {}),
         }
         content = json.dumps(header, indent=2, allow_nan=False)

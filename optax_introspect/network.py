@@ -1,5 +1,6 @@
 """The introspection network, and how the weights of a stack of dense layers are read out of a Flax module."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -55,9 +56,7 @@ class IntrospectionNetwork(nnx.Sequential):
       section 4.1.
     """
 
-    def __init__(
-        self, num_points: int = 4, hidden: Sequence[int] = (40,), activation: str = "relu", *, rngs: nnx.Rngs
-    ):
+    def __init__(self, num_points: int = 4, hidden: Sequence[int] = (40,), activation: str = "relu", *, rngs: nnx.Rngs):
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; known are {sorted(ACTIVATIONS)}")
         widths = (num_points, *hidden, 1)
@@ -66,7 +65,7 @@ class IntrospectionNetwork(nnx.Sequential):
                 f"every layer needs at least one unit; got num_points={num_points}, hidden={tuple(hidden)}"
             )
         layers: list[Any] = []
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in itertools.pairwise(widths):
             # A forecast moves every weight of a network: it is not the place to save multiplications.
             layers += [nnx.Linear(inputs, outputs, precision=jax.lax.Precision.HIGHEST, rngs=rngs)]
             layers += [ACTIVATIONS[activation]]
@@ -103,9 +102,7 @@ def dense_stack(network: Any) -> tuple[Dense, ...] | None:
         layers = [_nnx_layer(layer) for layer in network.layers]
     elif type(network) is nn.Sequential:
         params = network.variables.get("params", {})
-        layers = [
-            _linen_layer(layer, params.get(f"layers_{i}", {})) for i, layer in enumerate(network.layers)
-        ]
+        layers = [_linen_layer(layer, params.get(f"layers_{i}", {})) for i, layer in enumerate(network.layers)]
     else:
         return None
 

@@ -1,6 +1,8 @@
 """Which weights a list of jump steps needs to remember, and where: jump steps -> snapshots and slots."""
 
 import dataclasses
+import itertools
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -89,17 +91,17 @@ class Plan:
           >>> plan((3000, 4000, 5000)).nbytes(params)  # six slots of 1 001 000 float32 numbers
           24024000
         """
-        return self.num_buffers * sum(
-            leaf.size * jnp.dtype(kept).itemsize
+        nbytes_of_a_copy: int = sum(
+            math.prod(leaf.shape) * jnp.dtype(dtype).itemsize
             for leaf in jax.tree.leaves(params)
-            if (kept := dtype_of_snapshot(leaf.dtype, snapshot_dtype)) is not None
+            if (dtype := dtype_of_snapshot(leaf.dtype, snapshot_dtype)) is not None
         )
+        return self.num_buffers * nbytes_of_a_copy
 
     def __str__(self) -> str:
         """Lay the plan out as a table, one line for every capture and jump."""
         events: list[tuple[int, int, str, str]] = [
-            (jump.step, 0, "jump", " ".join(_source(*source) for source in _sources(jump)))
-            for jump in self.jumps
+            (jump.step, 0, "jump", " ".join(_source(*source) for source in _sources(jump))) for jump in self.jumps
         ]
         events += [(c.step, 1, "capture", f"slot {c.slot} until {c.last_jump}") for c in self.captures]
         width = len(str(self.jumps[-1].step))
@@ -194,7 +196,7 @@ def checked_points(points: Iterable[float]) -> tuple[float, ...]:
         result = tuple(float(point) for point in given)
     except (TypeError, ValueError):
         result = ()
-    decreasing = all(later < earlier for earlier, later in zip(result, result[1:], strict=False))
+    decreasing = all(later < earlier for earlier, later in itertools.pairwise(result))
     if len(result) < 1 or result[0] != 1 or not decreasing or result[-1] < 0:
         raise ValueError(
             f"trajectory points must be decreasing fractions of a jump step within [0, 1], the first of which is 1, "

@@ -109,14 +109,12 @@ def introspect(
     ) -> tuple[optax.Updates, IntrospectState]:
         del extra_args
         if params is None:
-            raise ValueError(
-                "introspect forecasts the weights, and so needs them: call update(updates, state, params)"
-            )
+            raise ValueError("introspect forecasts the weights, and so needs them: call update(updates, state, params)")
+        treedef: Any
+        kept_treedef: Any
         leaves, treedef = jax.tree.flatten(params)
         forecast_here = [dtype_of_snapshot(jnp.result_type(leaf), None) is not None for leaf in leaves]
-        masked = [
-            leaf if here else optax.MaskedNode() for leaf, here in zip(leaves, forecast_here, strict=True)
-        ]
+        masked = [leaf if here else optax.MaskedNode() for leaf, here in zip(leaves, forecast_here, strict=True)]
         kept, kept_treedef = jax.tree.flatten(treedef.unflatten(masked))
         _check_same_tree(treedef.unflatten(masked), state.snapshots[-1])
         # An update may be None, or of dtype float0, where its parameter is not trained.
@@ -127,9 +125,7 @@ def introspect(
         own_updates, buffers, outcome = advance(own_updates, buffers, kept, state.introspect_step)
 
         chosen = iter(own_updates)
-        all_updates = [
-            next(chosen) if here else u for u, here in zip(all_updates, forecast_here, strict=True)
-        ]
+        all_updates = [next(chosen) if here else u for u, here in zip(all_updates, forecast_here, strict=True)]
         return treedef.unflatten(all_updates), IntrospectState(
             introspect_step=optax.safe_increment(state.introspect_step),
             snapshots=tuple(kept_treedef.unflatten(buffer) for buffer in buffers),
@@ -182,9 +178,7 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
             result.append((forecast.astype(wide) - weight.astype(wide)).astype(buffers[-1][i].dtype))
         return result
 
-    def capture(
-        slot: int, buffer: Arrays, params: Arrays, step: jax.Array, outcome: Any, order: jax.Array
-    ) -> Any:
+    def capture(slot: int, buffer: Arrays, params: Arrays, step: jax.Array, outcome: Any, order: jax.Array) -> Any:
         if not capture_steps[slot].size:
             return buffer, order
         return lax.cond(
@@ -221,8 +215,7 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
             slots[slot], order = capture(slot, buffer, params, step, outcome, order)
         jumps = (outcome == _TAKEN) & (order >= 0)  # the latter is always true
         chosen = [
-            None if u is None else jnp.where(jumps, d.astype(u.dtype), u)
-            for u, d in zip(updates, last, strict=True)
+            None if u is None else jnp.where(jumps, d.astype(u.dtype), u) for u, d in zip(updates, last, strict=True)
         ]
         return chosen, [*slots, last], outcome
 

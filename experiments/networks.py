@@ -1,0 +1,71 @@
+"""The networks of the paper's experiments, in Flax NNX."""
+
+import itertools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def max_pool(images: jax.Array) -> jax.Array:
+    """Takes the maximum of every 2x2 square; an odd edge is padded.
+
+    As a reshape and a maximum, which on a CPU is differentiated 3 to 4 times faster than a windowed reduction.
+    """
+    batch, height, width, channels = images.shape
+    edges = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+    padded = jnp.pad(images, edges, constant_values=-jnp.inf)
+    squares = padded.reshape(batch, (height + 1) // 2, 2, (width + 1) // 2, 2, channels)
+    return squares.max(axis=(2, 4))
+
+
+class ConvNet(nnx.Module):
+    """`N_0`, whose weights the introspection network learns from: three convolutions, two dense layers, dropout.
+
+    Convolutions of 5x5 to 8, 16 and 32 channels, each with ReLU and 2x2 max pooling, then 512 x 1024 with ReLU and
+    dropout of one half, then 1024 x 10: 551 818 weights (Sinha et al. 2017, section 4.1).
+
+    Args:
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.conv1 = nnx.Conv(1, 8, (5, 5), rngs=rngs)
+        self.conv2 = nnx.Conv(8, 16, (5, 5), rngs=rngs)
+        self.conv3 = nnx.Conv(16, 32, (5, 5), rngs=rngs)
+        self.dense1 = nnx.Linear(512, 1024, rngs=rngs)
+        self.dense2 = nnx.Linear(1024, 10, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5)
+
+    def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Maps images `[batch, 28, 28]` to logits `[batch, 10]`; with a `key`, units are dropped."""
+        x = images[..., None]
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = max_pool(nnx.relu(conv(x)))
+        x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
+        x = self.dropout(x, deterministic=key is None, rngs=key)
+        return self.dense2(x)
+
+
+class Mlp(nnx.Module):
+    """`MNIST_3`: 784-256-256-10 with ReLU, all initial weights and biases normal with standard deviation 1.
+
+    Args:
+      widths: units of every layer, the input first.
+      rngs: where the initial weights come from.
+    """
+
+    def __init__(self, widths: Sequence[int] = (784, 256, 256, 10), *, rngs: nnx.Rngs):
+        normal = nnx.initializers.normal(1.0)
+        self.layers = nnx.List(
+            nnx.Linear(inputs, outputs, kernel_init=normal, bias_init=normal, rngs=rngs)
+            for inputs, outputs in itertools.pairwise(widths)
+        )
+
+    def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Maps images `[batch, 28, 28]` to logits `[batch, 10]`; a `key` is not used."""
+        x = images.reshape(images.shape[0], -1)
+        for layer in self.layers[:-1]:
+            x = nnx.relu(layer(x))
+        return self.layers[-1](x)
