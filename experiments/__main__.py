@@ -1,13 +1,22 @@
 """The command line: `python -m experiments`."""
 
+import sys
+
 import tyro
 
+from .benchmark import benchmark
 from .predictor import predictor
+from .quickstart import quickstart
+
+COMMANDS = {"quickstart": quickstart, "predictor": predictor, "benchmark": benchmark}
 
 
 def main() -> None:
-    """Runs one of the commands."""
-    tyro.extras.subcommand_cli_from_dict({"predictor": predictor}, prog="python -m experiments")
+    """Runs one of the commands; bad input ends it with a message instead of a traceback."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m experiments")
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

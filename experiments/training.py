@@ -50,15 +50,21 @@ class Task:
 
     def step_function(self, tx: optax.GradientTransformation) -> StepFunction:
         """Returns a function that makes one update, given the number of the step, in the buffers of its arguments."""
+        jitted = self._jitted_update(tx)
+        return lambda params, opt_state, step: jitted(params, opt_state, *self.batch(step), np.int32(step))
 
+    def lower(self, tx: optax.GradientTransformation, params: Params, opt_state: Any) -> Any:
+        """Returns the lowered form of one update, to be compiled and looked at."""
+        return self._jitted_update(tx).lower(params, opt_state, *self.batch(0), np.int32(0))
+
+    def _jitted_update(self, tx: optax.GradientTransformation) -> Any:
         def update(params: Params, opt_state: Any, images: Any, labels: Any, step: Any) -> tuple[Params, Any]:
             key = jax.random.fold_in(jax.random.key(self.seed), step)
             gradients = jax.grad(lambda p: jnp.mean(self._losses(p, images, labels, key)[0]))(params)
             updates, opt_state = tx.update(gradients, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
-        jitted = jax.jit(update, donate_argnums=(0, 1))
-        return lambda params, opt_state, step: jitted(params, opt_state, *self.batch(step), np.int32(step))
+        return jax.jit(update, donate_argnums=(0, 1))
 
     def evaluate(self, params: Params) -> tuple[float, float]:
         """Returns the mean cross entropy and the accuracy on the test set."""

@@ -75,15 +75,15 @@ class Introspection:
         del key
         scaled = [weight * np.float32(self.scale) for weight in weights]
         if self._stack is None:
-            forecast = _in_chunks(self._vmapped, scaled)
+            forecast = _in_chunks(self.definition, scaled)
         elif scaled[0].size < _WRITTEN_OUT_FROM:
             forecast = _broadcast(self._stack, scaled)
         else:
             forecast = _written_out(self._stack, scaled)
         return forecast * np.float32(1 / self.scale)
 
-    def _vmapped(self, weights: list[jax.Array]) -> jax.Array:
-        """Evaluates the module itself: the definition that every other form is tested against."""
+    def definition(self, weights: list[jax.Array]) -> jax.Array:
+        """Evaluates the module by `jax.vmap` over scaled flat arrays: what every other form is tested against."""
         network: Any = self.network
 
         def one(*points: jax.Array) -> jax.Array:

@@ -129,8 +129,8 @@ def introspect(
         return treedef.unflatten(all_updates), IntrospectState(
             introspect_step=optax.safe_increment(state.introspect_step),
             snapshots=tuple(kept_treedef.unflatten(buffer) for buffer in buffers),
-            jumps_taken=state.jumps_taken + (outcome == _TAKEN),
-            jumps_refused=state.jumps_refused + (outcome == _REFUSED),
+            jumps_taken=state.jumps_taken + (outcome == _TAKEN).astype(jnp.int32),
+            jumps_refused=state.jumps_refused + (outcome == _REFUSED).astype(jnp.int32),
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
