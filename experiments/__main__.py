@@ -1,6 +1,8 @@
 """The command line: `python -m experiments`."""
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import tyro
 
@@ -8,7 +10,7 @@ from .benchmark import benchmark
 from .predictor import predictor
 from .quickstart import quickstart
 
-COMMANDS = {"quickstart": quickstart, "predictor": predictor, "benchmark": benchmark}
+COMMANDS: dict[str, Callable[..., Any]] = {"quickstart": quickstart, "predictor": predictor, "benchmark": benchmark}
 
 
 def main() -> None:

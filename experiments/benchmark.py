@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from rich.console import Console
 
 import optax_introspect
@@ -118,14 +117,15 @@ def jumps(repetitions: int) -> list[Row]:
     for size in (1_000_000, 8_000_000):
         keys = jax.random.split(jax.random.key(0), len(forecaster.points))
         points = [jax.random.normal(key, (size,)) * 0.05 for key in keys]
-        key = jax.random.key(1)
-        forms = {
-            "fused": lambda *w: forecaster(*w, key=key),
+        forms: dict[str, Callable[..., Any]] = {
+            "fused": lambda *w: forecaster(*w, key=jax.random.key(1)),
             "flax": lambda *w: forecaster.definition(list(w)),
             "stream": lambda *w: 0.25 * (w[0] + w[1] + w[2] + w[3]),
         }
-        compiled = {name: jax.jit(form).lower(*points).compile() for name, form in forms.items()}
-        run = {name: lambda c=c, points=points: c(*points) for name, c in compiled.items()}
+        compiled: dict[str, Any] = {name: jax.jit(form).lower(*points).compile() for name, form in forms.items()}
+        run: dict[str, Callable[[], Any]] = {
+            name: lambda c=c, points=points: c(*points) for name, c in compiled.items()
+        }
         seconds = interleaved(run, max(repetitions // 4, 3))
         temporaries = {name: c.memory_analysis().temp_size_in_bytes / 1e6 for name, c in compiled.items()}
         for name, what in {

@@ -270,8 +270,8 @@ def report(comparisons: list[Comparison], images: Images, command: str) -> str:
             "",
             f"`{command}`",
             "",
-            f"On {images.name} ({images.source.partition(',')[0]}), {len(images.test_labels)} test images. The best step "
-            "is chosen by these too, for both arms alike. Times are those of training alone.",
+            f"On {images.name} ({images.source.partition(',')[0]}), {len(images.test_labels)} test images. The best "
+            "step is chosen by these too, for both arms alike. Times are those of training alone.",
             "",
             *lines,
             "",

@@ -1,6 +1,7 @@
 """Weight histories: what is recorded is read back, whatever interrupts the recording."""
 
 import collections
+import contextlib
 import json
 import random
 import shutil
@@ -63,11 +64,15 @@ def check_weights(history, steps):
         np.testing.assert_array_equal(history.read(step), flat, strict=True)
 
 
-def hold_background(history):
-    """Makes the background thread wait until the event returned is set."""
+@contextlib.contextmanager
+def background_held(history):
+    """Makes the background thread wait until the end of the context."""
     gate = threading.Event()
     history._thread.submit(gate.wait)
-    return gate
+    try:
+        yield
+    finally:
+        gate.set()
 
 
 def chunk_files(path):
@@ -202,14 +207,12 @@ def test_names_cannot_lead_out_of_the_folder(tmp_path):
 def test_the_next_training_step_may_donate_what_was_appended(tmp_path):
     train = jax.jit(lambda w: w + 1, donate_argnums=0)
     params = jnp.arange(1000.0)
-    with WeightHistory.record(tmp_path, params) as writer:
-        gate = hold_background(writer)
+    with WeightHistory.record(tmp_path, params) as writer, background_held(writer):
         writer.append(0, params)
         new_params = train(params)
         assert params.is_deleted()
         writer.append(1, new_params)
         jax.block_until_ready(train(new_params))
-        gate.set()
     history = WeightHistory.open(tmp_path)
     np.testing.assert_array_equal(history.read(0), np.arange(1000))
     np.testing.assert_array_equal(history.read(1), np.arange(1000) + 1)
@@ -217,25 +220,22 @@ def test_the_next_training_step_may_donate_what_was_appended(tmp_path):
 
 def test_host_arrays_are_copied_too(tmp_path):
     params = np.ones(10, np.float32)
-    with WeightHistory.record(tmp_path, params) as writer:
-        gate = hold_background(writer)
+    with WeightHistory.record(tmp_path, params) as writer, background_held(writer):
         writer.append(0, params)
         params[:] = 2
-        gate.set()
     np.testing.assert_array_equal(WeightHistory.open(tmp_path).read(0), np.ones(10))
 
 
 def test_at_most_two_steps_are_pending(tmp_path):
     with WeightHistory.record(tmp_path, weights_at(0)) as writer:
-        gate = hold_background(writer)
-        writer.append(0, weights_at(0))
-        writer.append(1, weights_at(1))
         third = threading.Thread(target=writer.append, args=(2, weights_at(2)))
-        third.start()
-        third.join(timeout=0.3)
-        assert third.is_alive()
-        assert writer.steps.tolist() == []
-        gate.set()
+        with background_held(writer):
+            writer.append(0, weights_at(0))
+            writer.append(1, weights_at(1))
+            third.start()
+            third.join(timeout=0.3)
+            assert third.is_alive()
+            assert writer.steps.tolist() == []
         third.join(timeout=30)
         assert not third.is_alive()
         writer.flush()
@@ -392,10 +392,9 @@ def test_a_step_that_waits_behind_a_failed_one_is_not_written(tmp_path, monkeypa
     original = history_module._line
     writer = WeightHistory.record(tmp_path, weights_at(0))
     monkeypatch.setattr(history_module, "_line", line)
-    gate = hold_background(writer)
-    writer.append(1, weights_at(1))
-    writer.append(2, weights_at(2))
-    gate.set()
+    with background_held(writer):
+        writer.append(1, weights_at(1))
+        writer.append(2, weights_at(2))
     with pytest.raises(RuntimeError, match=r"step 1 could not be written .*No space left on device"):
         writer.append(3, weights_at(3))
     with pytest.raises(RuntimeError, match="step 1 could not be written"):
