@@ -1,6 +1,7 @@
 """What the library costs: ratios against a baseline in the same process."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -90,7 +91,7 @@ def idle_steps(repetitions: int) -> list[Row]:
     """Measures a step at which nothing happens against the base optimizer alone."""
     rows = []
     for widths in ((784, 700, 700, 10), (784, 1800, 1800, 1800, 1800, 10)):
-        task = Task(lambda rngs, widths=widths: Mlp(widths, rngs=rngs), _noise_images(), 64, seed=0)
+        task = Task(functools.partial(Mlp, widths), _noise_images(), 64, seed=0)
         size = sum(leaf.size for leaf in jax.tree.leaves(task.params))
         for name, base in {"SGD": optax.sgd(1e-3), "Adam": optax.adam(1e-3)}.items():
             compiled, run = {}, {}
@@ -140,7 +141,7 @@ def jumps(repetitions: int) -> list[Row]:
 
 def recording(repetitions: int) -> list[Row]:
     """Measures 100 training steps of `N_0` with a record of its weights against 100 without."""
-    task = Task(lambda rngs: ConvNet(rngs=rngs), _noise_images(), 50, seed=0)
+    task = Task(ConvNet, _noise_images(), 50, seed=0)
     update = task.step_function(tx := optax.adam(1e-4))
     state = [task.params, tx.init(task.params)]
     count = 0

@@ -107,7 +107,7 @@ def train_n0(images: Images, workdir: Path, settings: dict[str, Any]) -> float:
     Raises:
       ValueError: `workdir` holds a run with other settings.
     """
-    task = Task(lambda rngs: ConvNet(rngs=rngs), images, BATCH_SIZE, settings["seed"])
+    task = Task(ConvNet, images, BATCH_SIZE, settings["seed"])
     tx = optax.adam(LEARNING_RATE)
     params, step = task.params, 0
     opt_state = tx.init(params)

@@ -174,7 +174,7 @@ def run_pair(
     every: int,
 ) -> Iterator[dict[str, Any]]:
     """Trains both arms, which are one up to the first jump, and yields their metrics at even intervals."""
-    task = Task(lambda rngs: Mlp(rngs=rngs), images, BATCH_SIZE, seed)
+    task = Task(Mlp, images, BATCH_SIZE, seed)
 
     def train(update: Any, state: Any, start: int, end: int, arms: tuple[str, ...]) -> Iterator[Any]:
         params, opt_state, seconds = state

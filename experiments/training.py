@@ -23,7 +23,7 @@ class Task:
     Everything follows from the seed and the number of the step, so that arms can branch and runs can resume anywhere.
 
     Args:
-      network: makes the network from its random numbers; it maps `[batch, 28, 28]` and a dropout key to logits.
+      network: makes the network from `rngs`; it maps `[batch, 28, 28]` and a dropout key to logits.
       images: the training and the test set.
       batch_size: examples a step; every epoch is a new permutation, and its incomplete last batch is left out.
       seed: of the initial weights, the batches and the dropout.
@@ -32,8 +32,8 @@ class Task:
       params: the initial weights.
     """
 
-    def __init__(self, network: Callable[[nnx.Rngs], nnx.Module], images: Images, batch_size: int, seed: int):
-        self.graphdef, self.params = nnx.split(network(nnx.Rngs(seed)))
+    def __init__(self, network: Callable[..., nnx.Module], images: Images, batch_size: int, seed: int):
+        self.graphdef, self.params = nnx.split(network(rngs=nnx.Rngs(seed)))
         self.images = images
         self.batch_size = batch_size
         self.seed = seed
