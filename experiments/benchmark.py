@@ -124,9 +124,7 @@ def jumps(repetitions: int) -> list[Row]:
             "stream": lambda *w: 0.25 * (w[0] + w[1] + w[2] + w[3]),
         }
         compiled: dict[str, Any] = {name: jax.jit(form).lower(*points).compile() for name, form in forms.items()}
-        run: dict[str, Callable[[], Any]] = {
-            name: lambda c=c, points=points: c(*points) for name, c in compiled.items()
-        }
+        run: dict[str, Callable[[], Any]] = {name: functools.partial(c, *points) for name, c in compiled.items()}
         seconds = interleaved(run, max(repetitions // 4, 3))
         temporaries = {name: c.memory_analysis().temp_size_in_bytes / 1e6 for name, c in compiled.items()}
         for name, what in {
