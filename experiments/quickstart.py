@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -81,22 +82,16 @@ class Comparison:
             f"{self.plain_best_step}",
             "never" if reach is None else f"{reach}",
             "" if reach is None else f"{reach / self.plain_best_step:.2f}",
-            f"{self.plain_seconds:.0f} s",
-            f"{self.jumps_seconds:.0f} s",
+            f"{self.plain_seconds:.0f}",
+            f"{self.jumps_seconds:.0f}",
         ]
 
 
-COLUMNS = [
-    "optimizer",
-    "seed",
-    "best, plain",
-    "best, jumps",
-    "plain's best at step",
-    "jumps reach it at",
-    "ratio",
-    "time, plain",
-    "time, jumps",
-]
+COLUMNS = ["optimizer", "seed", "plain", "jumps", "best at", "reached", "ratio", "plain, s", "jumps, s"]
+LEGEND = (
+    "plain, jumps: best test accuracy of each arm; best at: the step of the plain arm's best; reached: the first step "
+    "at which the arm with jumps is as good as that; ratio: of these two steps; s: seconds of training"
+)
 
 
 def quickstart(
@@ -141,17 +136,17 @@ def quickstart(
             for name, base in OPTIMIZERS.items():
                 with_jumps = optax.chain(base, optax_introspect.introspect(jump_steps, forecaster))
                 bar = progress.add_task(f"{name}, seed {seed}", total=2 * steps - jump_steps[0])
-                for metrics in run_pair(images, seed, base, with_jumps, steps, jump_steps[0], every):
+                for metrics in run_pair(images, seed, base, with_jumps, steps, jump_steps, every):
                     record = Record(images=images.name, optimizer=name, seed=seed, **metrics)
                     records.append(record)
                     file.write(json.dumps(dataclasses.asdict(record)) + "\n")
                     file.flush()
-                    if record.arm == "introspection" or record.step > jump_steps[0]:
-                        progress.update(bar, advance=every if record.step else 0)
-                progress.update(bar, completed=2 * steps - jump_steps[0])
+                    # The arm with jumps comes last, and the steps up to the first jump are made once.
+                    second = record.arm == "introspection" and record.step > jump_steps[0]
+                    progress.update(bar, completed=record.step + second * (steps - jump_steps[0]))
 
     comparisons = [compare(records, name, seed) for name in OPTIMIZERS for seed in seeds]
-    table = Table(*COLUMNS)
+    table = Table(*COLUMNS, box=box.SIMPLE, caption=LEGEND)
     for comparison in comparisons:
         table.add_row(*comparison.cells())
     console.print(table)
@@ -160,7 +155,7 @@ def quickstart(
         f"python -m experiments quickstart --seeds {' '.join(map(str, seeds))} --steps {steps} "
         f"--jump-steps {' '.join(map(str, jump_steps))} --predictor {predictor} --every {every}"
     )
-    (output / "README.md").write_text(report(comparisons, images, command))
+    (output / "README.md").write_text(report(comparisons, records, jump_steps, images, command))
     console.print(f"Wrote metrics.jsonl, accuracy.png and README.md to {output}")
 
 
@@ -170,11 +165,15 @@ def run_pair(
     base: optax.GradientTransformation,
     with_jumps: optax.GradientTransformation,
     steps: int,
-    first_jump: int,
+    jump_steps: tuple[int, ...],
     every: int,
 ) -> Iterator[dict[str, Any]]:
-    """Trains both arms, which are one up to the first jump, and yields their metrics at even intervals."""
+    """Trains both arms, which are one up to the first jump, and yields their metrics.
+
+    These are taken at even intervals, and before and after every jump.
+    """
     task = Task(Mlp, images, BATCH_SIZE, seed)
+    measured = {*range(0, steps + 1, every), *jump_steps, *(t + 1 for t in jump_steps)}
 
     def train(update: Any, state: Any, start: int, end: int, arms: tuple[str, ...]) -> Iterator[Any]:
         params, opt_state, seconds = state
@@ -183,10 +182,10 @@ def run_pair(
         for step in range(start, end):
             began = time.perf_counter()
             params, opt_state = update(params, opt_state, step)
-            if (step + 1) % every == 0 or step + 1 == end:
+            if step + 1 in measured or step + 1 == end:
                 jax.block_until_ready(params)
             seconds += time.perf_counter() - began
-            if (step + 1) % every == 0:
+            if step + 1 in measured:
                 yield from measure(params, step + 1, seconds, arms)
         state[:] = params, opt_state, seconds
 
@@ -197,6 +196,7 @@ def run_pair(
 
     state = [task.params, with_jumps.init(task.params), 0.0]
     jumping = task.step_function(with_jumps)
+    first_jump = jump_steps[0]
     yield from train(jumping, state, 0, first_jump, tuple(ARMS))
     # Copies, since each arm goes on in the buffers that it is given.
     plain_state = [*jax.tree.map(jnp.copy, (state[0], state[1][0])), state[2]]
@@ -219,6 +219,13 @@ def compare(records: list[Record], optimizer: str, seed: int) -> Comparison:
         plain_seconds=arms["plain"][-1].seconds,
         jumps_seconds=arms["introspection"][-1].seconds,
     )
+
+
+def right_after(records: list[Record], optimizer: str, jump_steps: tuple[int, ...]) -> list[tuple[float, float]]:
+    """Returns, for every jump, the ratio of the losses and the difference of the accuracies after it and before it."""
+    jumping = {(r.seed, r.step): r for r in records if (r.optimizer, r.arm) == (optimizer, "introspection")}
+    pairs = [(jumping[seed, t], jumping[seed, t + 1]) for seed, t in jumping if t in jump_steps]
+    return [(after.test_loss / before.test_loss, after.test_accuracy - before.test_accuracy) for before, after in pairs]
 
 
 def draw(records: list[Record], jump_steps: tuple[int, ...], path: Path) -> None:
@@ -246,10 +253,13 @@ def draw(records: list[Record], jump_steps: tuple[int, ...], path: Path) -> None
                 ylabel="test accuracy, %",
                 ylim=(min(late) - 0.5, max(late) + 0.5),
             )
+            ax.locator_params(axis="x", nbins=6)
             ax.legend(loc="lower right")
 
 
-def report(comparisons: list[Comparison], images: Images, command: str) -> str:
+def report(
+    comparisons: list[Comparison], records: list[Record], jump_steps: tuple[int, ...], images: Images, command: str
+) -> str:
     """Returns the table as Markdown, with what it takes to make it again."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * 2 + "| ---: " * (len(COLUMNS) - 2) + "|"]
     lines += ["| " + " | ".join(comparison.cells()) + " |" for comparison in comparisons]
@@ -263,6 +273,13 @@ def report(comparisons: list[Comparison], images: Images, command: str) -> str:
             f"from {min(gains):.2f} to {max(gains):.2f}; share of the steps to the plain run's best: "
             f"median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f} ({len(own)} seeds)."
         )
+        changes = np.array(right_after(records, optimizer, jump_steps))
+        summary.append(
+            f"- {optimizer}: from just before a jump to just after it, over all jumps: test loss times "
+            f"{np.median(changes[:, 0]):.2f} (median, from {changes[:, 0].min():.2f} to {changes[:, 0].max():.2f}), "
+            f"test accuracy by {100 * np.median(changes[:, 1]):+.2f} percentage points (median, from "
+            f"{100 * changes[:, 1].min():+.2f} to {100 * changes[:, 1].max():+.2f})."
+        )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
     return "\n".join(
         [
@@ -271,9 +288,11 @@ def report(comparisons: list[Comparison], images: Images, command: str) -> str:
             f"`{command}`",
             "",
             f"On {images.name} ({images.source.partition(',')[0]}), {len(images.test_labels)} test images. The best "
-            "step is chosen by these too, for both arms alike. Times are those of training alone.",
+            "step is chosen by these too, for both arms alike. Evaluation is not timed.",
             "",
             *lines,
+            "",
+            f"{LEGEND}.".capitalize(),
             "",
             *summary,
             "",
