@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import absl.logging
 import tyro
 
 from .benchmark import benchmark
@@ -15,6 +16,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {"quickstart": quickstart, "predictor"
 
 def main() -> None:
     """Runs one of the commands; bad input ends it with a message instead of a traceback."""
+    # Orbax warns at every save that it does not make a database of a few small files, which is what is wanted.
+    absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m experiments")
     except (ValueError, OSError) as error:

@@ -73,6 +73,7 @@ class WeightHistory:
 
     Examples:
         >>> import tempfile
+        >>> import numpy as np
         >>> params = {"dense": {"bias": np.zeros(2, np.float32), "kernel": np.ones((3, 2), np.float32)}}
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with WeightHistory.record(folder, params, metadata={"seed": 0}) as history:
@@ -100,7 +101,7 @@ class WeightHistory:
         self._lock: IO[bytes] | None = None
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         self._pending: collections.deque[concurrent.futures.Future[None]] = collections.deque()
-        self._appended: list[int] = []
+        self._last = -1  # the last step appended
         self._failure: tuple[int, Exception] | None = None
 
     @classmethod
@@ -229,8 +230,8 @@ class WeightHistory:
             RuntimeError: If the history is not open for writing, or an earlier step could not be written.
         """
         step = _check_step(step)
-        if self._appended and step <= self._appended[-1]:
-            raise ValueError(f"steps must increase, but {step} was given after {self._appended[-1]}")
+        if step <= self._last:
+            raise ValueError(f"steps must increase, but {step} was given after {self._last}")
         leaves, layout = _flatten(params)
         self._check_layout(layout)
         while len(self._pending) >= _MAX_PENDING:
@@ -240,8 +241,8 @@ class WeightHistory:
             if isinstance(leaf, jax.Array):
                 leaf.copy_to_host_async()  # starts all transfers before the first is waited for
         copies = [np.array(leaves[name]) for name in self.names]
-        self._pending.append(thread.submit(self._write, len(self._appended), step, copies))
-        self._appended.append(step)
+        self._last = step
+        self._pending.append(thread.submit(self._write, step, copies))
 
     def flush(self) -> None:
         """Waits until all appended steps are on disk.
@@ -264,7 +265,7 @@ class WeightHistory:
         """
         step = _check_step(step)
         self.flush()
-        self._keep([kept for kept in self._appended if kept <= step])
+        self._keep([kept for kept in self.steps.tolist() if kept <= step])
 
     def close(self) -> None:
         """Ends the recording when all appended steps are on disk. What is recorded can still be read.
@@ -304,13 +305,14 @@ class WeightHistory:
         rows = len(steps)
         _wait(array.resize(None, [rows, *array.shape[1:]], shrink_only=True) for array in self._arrays)
         self._open_arrays()
-        self._appended = steps
+        self._last = steps[-1] if steps else -1
 
-    def _write(self, row: int, step: int, copies: list[np.ndarray]) -> None:
+    def _write(self, step: int, copies: list[np.ndarray]) -> None:
         """Writes one step, in the background thread."""
         if self._failure is not None:
-            return  # the rows after that of a failed step must stay unused
+            return  # a history has no gaps
         try:
+            row = (self.path / _STEPS).read_bytes().count(b"\n")
             arrays = _wait(
                 array.resize(None, [row + 1, *array.shape[1:]], expand_only=True, resize_metadata_only=True)
                 for array in self._arrays

@@ -402,6 +402,26 @@ def test_a_step_that_waits_behind_a_failed_one_is_not_written(tmp_path, monkeypa
     check_complete(WeightHistory.open(tmp_path), [])
 
 
+def test_a_truncation_that_fails_half_way_mixes_nothing_up(tmp_path, monkeypatch):
+    def write_and_fail(path, content):
+        original(path, content)
+        raise OSError(5, "Input/output error")
+
+    original = history_module._write_atomically
+    record(tmp_path, range(0, 60, 10))
+    writer = WeightHistory.record(tmp_path, weights_at(0))
+    monkeypatch.setattr(history_module, "_write_atomically", write_and_fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        writer.truncate(25)
+    monkeypatch.undo()
+    check_complete(writer, [0, 10, 20])
+    # Rows and lines no longer agree: this writer can't go on, another one can.
+    writer.append(60, weights_at(60))
+    with pytest.raises(RuntimeError, match="step 60 could not be written"):
+        writer.close()
+    check_complete(record(tmp_path, [21]), [0, 10, 20, 21])
+
+
 def test_an_error_of_the_training_still_closes_the_history(tmp_path):
     def train():
         with WeightHistory.record(tmp_path, weights_at(0)) as writer:
