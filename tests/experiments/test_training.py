@@ -1,5 +1,7 @@
 """The networks, and how every experiment trains and evaluates them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +28,7 @@ def numbers(images):
 
 
 def mlp_task(images, batch_size=5, seed=0, widths=(784, 4, 10)):
-    return Task(lambda rngs: Mlp(widths, rngs=rngs), images, batch_size, seed)
+    return Task(functools.partial(Mlp, widths), images, batch_size, seed)
 
 
 def copy(tree):
@@ -146,7 +148,7 @@ def one_image():
 
 @pytest.fixture(scope="module")
 def conv_task(one_image):
-    return Task(lambda rngs: ConvNet(rngs=rngs), one_image, 8, seed=0)
+    return Task(ConvNet, one_image, 8, seed=0)
 
 
 def test_dropout_follows_from_the_seed_and_the_step(one_image, conv_task):
@@ -156,7 +158,7 @@ def test_dropout_follows_from_the_seed_and_the_step(one_image, conv_task):
     first, again, later = (step(copy(start), tx.init(start), i)[0] for i in (0, 0, 1))
     assert_same(first, again)
     assert differ(first, later)
-    seeded = Task(lambda rngs: ConvNet(rngs=rngs), one_image, 8, seed=1).step_function(tx)
+    seeded = Task(ConvNet, one_image, 8, seed=1).step_function(tx)
     assert differ(first, seeded(copy(start), tx.init(start), 0)[0])
 
     task = mlp_task(one_image)
@@ -196,9 +198,7 @@ def test_evaluate_the_mlp():
 
 
 def test_the_conv_net_is_that_of_the_paper(conv_task):
-    shapes = {
-        "/".join(map(str, path)): leaf.get_value().shape for path, leaf in nnx.to_flat_state(conv_task.params)
-    }
+    shapes = {"/".join(map(str, path)): leaf.get_value().shape for path, leaf in nnx.to_flat_state(conv_task.params)}
     assert shapes == {
         "conv1/kernel": (5, 5, 1, 8),
         "conv1/bias": (8,),
