@@ -20,7 +20,7 @@ def main() -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)
     try:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m experiments")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -75,6 +75,17 @@ def predictor(
       num_examples: examples that are sampled from the history.
       fit_steps: updates of the introspection network.
     """
+    for argument, value in {
+        "steps": steps,
+        "record_every": record_every,
+        "num_examples": num_examples,
+        "fit_steps": fit_steps,
+    }.items():
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1; got {value}")
+    for name in PREDICTORS:
+        if (output / name).exists():
+            optax_introspect.load(output / name)  # refuses to replace what is not a predictor
     console = Console()
     images = load_mnist(data_dir, fallback=False)
     console.print(f"Images: {images.source}")
@@ -91,9 +102,7 @@ def predictor(
         fitted = optax_introspect.fit(examples, activation=kind.activation, num_steps=fit_steps, seed=seed)
         errors = evaluate(fitted, kind.jump_ratio)
         folder = output / name
-        if folder.exists():
-            optax_introspect.load(folder)  # refuses to replace what is not a predictor
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         optax_introspect.save(fitted.forecaster, folder)
         draw_forecasts(fitted, folder / "forecasts.png")
         made = {**settings, "num_examples": num_examples, "fit_steps": fit_steps}
@@ -105,7 +114,7 @@ def train_n0(images: Images, workdir: Path, settings: dict[str, Any]) -> float:
     """Trains `N_0` and records its weights in `workdir/history`; returns its test accuracy.
 
     Raises:
-      ValueError: `workdir` holds a run with other settings.
+      ValueError: `workdir` holds a run with other settings, or a checkpoint without its history.
     """
     task = Task(ConvNet, images, BATCH_SIZE, settings["seed"])
     tx = optax.adam(LEARNING_RATE)
@@ -125,6 +134,8 @@ def train_n0(images: Images, workdir: Path, settings: dict[str, Any]) -> float:
         if (latest := checkpoints.latest_step()) is not None:
             step = latest
             params, opt_state = checkpoints.restore(step, args=ocp.args.StandardRestore((params, opt_state)))
+        if step > 0 and step - step % record_every not in history.steps:
+            raise ValueError(f"the history in {workdir} does not reach its checkpoint at step {step}; start in another")
         history.truncate(step)
         bar = progress.add_task("training N_0", total=steps, completed=step)
         if len(history.steps) == 0:

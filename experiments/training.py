@@ -14,6 +14,9 @@ from flax import nnx
 from .data import Images
 
 Params = Any
+# `nnx.Rngs` of the same seed makes the initial weights of the keys from 0 on.
+_DROPOUT = 1 << 30
+
 StepFunction = Callable[[Params, Any, int], tuple[Params, Any]]
 
 
@@ -29,7 +32,7 @@ class Task:
       seed: of the initial weights, the batches and the dropout.
 
     Attributes:
-      params: the initial weights.
+      params: the initial weights; the first step donates them.
     """
 
     def __init__(self, network: Callable[..., nnx.Module], images: Images, batch_size: int, seed: int):
@@ -59,7 +62,7 @@ class Task:
 
     def _jitted_update(self, tx: optax.GradientTransformation) -> Any:
         def update(params: Params, opt_state: Any, images: Any, labels: Any, step: Any) -> tuple[Params, Any]:
-            key = jax.random.fold_in(jax.random.key(self.seed), step)
+            key = jax.random.fold_in(jax.random.key(self.seed), _DROPOUT + step)
             gradients = jax.grad(lambda p: jnp.mean(self._losses(p, images, labels, key)[0]))(params)
             updates, opt_state = tx.update(gradients, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
@@ -69,7 +72,7 @@ class Task:
     def evaluate(self, params: Params) -> tuple[float, float]:
         """Returns the mean cross entropy and the accuracy on the test set."""
         losses, hits = self._evaluate(params, self.images.test_images, self.images.test_labels)
-        return float(np.mean(losses)), float(np.mean(hits))
+        return float(np.mean(np.asarray(losses, np.float64))), float(np.mean(np.asarray(hits, np.float64)))
 
     def _losses(self, params: Params, images: Any, labels: Any, key: Any = None) -> tuple[jax.Array, jax.Array]:
         network: Any = nnx.merge(self.graphdef, params)

@@ -1,6 +1,7 @@
 """Predictors on disk, as Orbax checkpoints, and those that are shipped."""
 
 import functools
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ def save(forecaster: Introspection, path: str | Path) -> None:
 
     Raises:
       TypeError: any other forecaster.
+      ValueError: a network of which layers were replaced, or the dtype of its weights changed, after it was made.
       FileExistsError: the folder is there already.
 
     Examples:
@@ -74,7 +76,7 @@ def save(forecaster: Introspection, path: str | Path) -> None:
     if path.exists():
         raise FileExistsError(f"{path} is there already; a predictor is saved into a new folder")
     network = forecaster.network
-    config = {
+    config: dict[str, Any] = {
         "format": _FORMAT,
         "points": forecaster.points,
         "scale": forecaster.scale,
@@ -85,6 +87,11 @@ def save(forecaster: Introspection, path: str | Path) -> None:
         },
     }
     weights = {name: np.asarray(value) for name, value in _weights(network).items()}
+    described = nnx.eval_shape(lambda: IntrospectionNetwork(**config["network"], rngs=nnx.Rngs(0)))
+    _check_same_arrays(weights, _weights(described))
+    if nnx.graphdef(network) != nnx.graphdef(described):
+        raise ValueError("the network was changed after it was made: its arguments do not describe it any more")
+    config["sha256"] = _digest(weights)  # the compression notices no flipped bits
     with ocp.Checkpointer(_handler()) as checkpointer:
         items = ocp.args.Composite(config=ocp.args.JsonSave(config), weights=ocp.args.PyTreeSave(weights))
         checkpointer.save(path, items)
@@ -126,14 +133,17 @@ def load(path: str | Path) -> Introspection:
         if config["format"] != _FORMAT:
             raise ValueError(f"its format is {config['format']!r}; known is {_FORMAT}")
         architecture = config["network"]
+        found = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder.absolute() / "weights")).tree
+        if len(found) != 2 * len(architecture["hidden"]) + 2:
+            raise ValueError(f"it has {len(found)} arrays for {len(architecture['hidden'])} hidden layers")
         expected = _weights(nnx.eval_shape(lambda: IntrospectionNetwork(**architecture, rngs=nnx.Rngs(0))))
-        _check_same_arrays(
-            ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder.absolute() / "weights")).tree, expected
-        )
+        _check_same_arrays(found, expected)
         with ocp.Checkpointer(_handler()) as checkpointer:
             as_numpy = dict.fromkeys(expected, ocp.RestoreArgs(restore_type=np.ndarray))
             items = ocp.args.Composite(weights=ocp.args.PyTreeRestore(dict(expected), restore_args=as_numpy))
             weights = checkpointer.restore(folder.absolute(), items)["weights"]
+        if _digest(weights) != config["sha256"]:
+            raise ValueError("its weights are not those that were saved")
         network = IntrospectionNetwork(**architecture, rngs=nnx.Rngs(0))
         for path_of_variable, variable in nnx.to_flat_state(nnx.state(network, nnx.Param)):
             variable[...] = weights[_name(path_of_variable)]
@@ -147,6 +157,13 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(
         config=ocp.JsonCheckpointHandler(), weights=ocp.PyTreeCheckpointHandler(use_ocdbt=False)
     )
+
+
+def _digest(weights: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(np.ascontiguousarray(weights[name], "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 from rich.progress import Progress
 
+from . import arguments
 from .forecast import Forecaster, Introspection, introspection
 from .network import IntrospectionNetwork
 from .sampling import Array, Examples, split_by_weight
@@ -95,7 +96,7 @@ def fit(
     Raises:
       ValueError: arguments that are out of their range, examples that are not finite or too few for one batch, or a
         `workdir` of a fit with other arguments.
-      FloatingPointError: the loss became infinite or NaN.
+      FloatingPointError: the loss or the network became infinite or NaN.
 
     Examples:
       >>> import numpy as np
@@ -112,17 +113,17 @@ def fit(
     """
     if loss not in LOSSES:
         raise ValueError(f"unknown loss {loss!r}; known are {sorted(LOSSES)}")
-    for name, value in {"num_steps": num_steps, "batch_size": batch_size, "decay_every": decay_every}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer; got {value!r}")
-    for name, number in {"scale": scale, "learning_rate": learning_rate, "decay_factor": decay_factor}.items():
-        if not (math.isfinite(number) and number > 0):
-            raise ValueError(f"{name} must be a positive number; got {number!r}")
+    for name, count in {"num_steps": num_steps, "batch_size": batch_size, "decay_every": decay_every}.items():
+        arguments.integer(name, count)
+    for name, value in {"scale": scale, "learning_rate": learning_rate, "decay_factor": decay_factor}.items():
+        arguments.number(name, value)
     if not (np.all(np.isfinite(examples.inputs)) and np.all(np.isfinite(examples.targets))):
         raise ValueError("the examples must be finite; some of their weights are infinite or NaN")
     train, validation = split_by_weight(examples, validation_share, seed)
     if len(train.targets) < batch_size:
-        raise ValueError(f"batch_size must be at most the number of training examples, {len(train.targets)}")
+        raise ValueError(
+            f"batch_size must be at most the number of training examples, {len(train.targets)}; got {batch_size}"
+        )
 
     network = IntrospectionNetwork(len(examples.points), hidden, activation, rngs=nnx.Rngs(seed))
     graphdef, params = nnx.split(network)
@@ -134,13 +135,13 @@ def fit(
         "hidden": list(hidden),
         "activation": activation,
         "loss": loss,
-        "scale": scale,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "decay_every": decay_every,
-        "decay_factor": decay_factor,
-        "validation_share": validation_share,
-        "seed": seed,
+        "scale": float(scale),
+        "batch_size": int(batch_size),
+        "learning_rate": float(learning_rate),
+        "decay_every": int(decay_every),
+        "decay_factor": float(decay_factor),
+        "validation_share": float(validation_share),
+        "seed": int(seed),
         "examples": _fingerprint(examples),
     }
     state = (params, tx.init(params))
@@ -150,8 +151,8 @@ def fit(
         while step < num_steps:
             end = min(num_steps, step + _BLOCK)
             state, mean_loss = run_block(state, *batches(step, end))
-            if not math.isfinite(float(mean_loss)):
-                raise FloatingPointError(f"the loss is {float(mean_loss)} between steps {step} and {end}")
+            if not (math.isfinite(mean_loss) and all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state[0]))):
+                raise FloatingPointError(f"the fit diverged between steps {step} and {end}: its loss is {mean_loss}")
             step = end
             bar.update(task, completed=step)
             if step % (_BLOCK * _CHECKPOINT_EVERY) == 0 or step == num_steps:
@@ -190,7 +191,7 @@ def l1(forecaster: Forecaster | None, examples: Examples) -> float:
     if missing := set(points) - set(examples.points):
         raise ValueError(f"the examples have the points {examples.points}; the forecaster also needs {sorted(missing)}")
     inputs = [jnp.asarray(examples.inputs[:, examples.points.index(point)]) for point in points]
-    forecasts = inputs[0] if forecaster is None else jax.jit(forecaster)(*inputs, key=jax.random.key(0))
+    forecasts = inputs[0] if forecaster is None else jax.jit(lambda *w: forecaster(*w, key=jax.random.key(0)))(*inputs)
     return float(np.mean(np.abs(np.asarray(forecasts, np.float64) - examples.targets)))
 
 
@@ -234,7 +235,7 @@ def _batches(examples: Examples, scale: float, batch_size: int, seed: int) -> Ca
 
 
 def _fingerprint(examples: Examples) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr((examples.points, examples.jump_ratio)).encode())
     for array in (examples.inputs, examples.targets, examples.weights):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -250,13 +251,18 @@ class _Checkpoints:
         folder = Path(workdir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "settings.json"
-        if path.exists():
-            found = json.loads(path.read_text())
+        if any(folder.iterdir()):
+            try:
+                found = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{workdir} holds something, but no settings of a fit in {path.name}") from error
             if differ := sorted(name for name in settings if found.get(name) != settings[name]):
                 changes = ", ".join(f"{name} was {found.get(name)!r} and is {settings[name]!r}" for name in differ)
                 raise ValueError(f"{workdir} belongs to a fit with other settings: {changes}")
         else:
-            path.write_text(json.dumps(settings, indent=2))
+            whole = path.with_suffix(".tmp")
+            whole.write_text(json.dumps(settings, indent=2))
+            whole.replace(path)
         self._manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=1))
 
     def __enter__(self) -> "_Checkpoints":

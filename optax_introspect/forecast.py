@@ -1,9 +1,9 @@
 """Forecasters: functions from the trajectory points of a weight to its forecast, and their evaluation over a tree."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -13,6 +13,7 @@ from flax import linen as nn
 from flax import nnx
 from jax import lax
 
+from . import arguments
 from .network import Dense, dense_stack
 from .plan import PAPER_POINTS, checked_points
 
@@ -73,14 +74,14 @@ class Introspection:
     def __call__(self, *weights: jax.Array, key: jax.Array) -> jax.Array:
         """Forecasts one array, see :class:`Forecaster`."""
         del key
-        scaled = [weight * np.float32(self.scale) for weight in weights]
         if self._stack is None:
-            forecast = _in_chunks(self.definition, scaled)
-        elif scaled[0].size < _WRITTEN_OUT_FROM:
-            forecast = _broadcast(self._stack, scaled)
-        else:
-            forecast = _written_out(self._stack, scaled)
-        return forecast * np.float32(1 / self.scale)
+            return _in_chunks(lambda piece: self._scaled(self.definition, piece), list(weights))
+        form = _broadcast if weights[0].size < _WRITTEN_OUT_FROM else _written_out
+        return self._scaled(functools.partial(form, self._stack), list(weights))
+
+    def _scaled(self, function: Callable[[list[jax.Array]], jax.Array], weights: list[jax.Array]) -> jax.Array:
+        forecast = function([weight * np.float32(self.scale) for weight in weights])
+        return forecast.astype(jnp.float32) * np.float32(1 / self.scale)
 
     def definition(self, weights: list[jax.Array]) -> jax.Array:
         """Evaluates the module by `jax.vmap` over scaled flat arrays: what every other form is tested against."""
@@ -105,7 +106,7 @@ def introspection(
 
     Args:
       network: an NNX module, or a bound Linen module (`module.bind(variables)`), from float32 `[num_points]` to `[1]`
-        or a scalar. It is evaluated as it is now; later changes to it have no effect on jitted code.
+        or a scalar. It is evaluated as it is now; later changes to it have no effect.
       points: the trajectory points that it was trained for.
       scale: `c`, which brings weights into the range that the network was trained for.
 
@@ -129,9 +130,9 @@ def introspection(
       sections 3 and 4.1.
     """
     points = checked_points(points)
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a positive number; got {scale!r}")
+    scale = arguments.number("scale", scale)
     if isinstance(network, nnx.Module):
+        network = nnx.clone(network)  # what happens to it later is of no effect
         variables: Any = nnx.state(network)
     elif isinstance(network, nn.Module):
         if network.scope is None:
@@ -140,18 +141,20 @@ def introspection(
     else:
         raise TypeError(f"network must be an NNX module or a bound Linen module; got {type(network).__name__}")
     for path, leaf in jax.tree.leaves_with_path(variables):
-        if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(np.asarray(leaf, np.float32))):
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) and not np.all(np.isfinite(np.asarray(leaf, np.float32))):
             raise ValueError(f"the weights of the network must be finite; {jax.tree_util.keystr(path)} is not")
     try:
         shape = jax.eval_shape(network, jax.ShapeDtypeStruct((len(points),), jnp.float32)).shape
     except Exception as error:
-        raise ValueError(f"the network must take {len(points)} inputs, one for each of the points {points}") from error
+        raise ValueError(
+            f"the network must take {len(points)} inputs, one for each of the points {points}; applied to them: {error}"
+        ) from error
     if math.prod(shape) != 1:
         raise ValueError(f"the network must give one forecast for {len(points)} inputs; its output has shape {shape}")
     stack = dense_stack(network)
     if stack is not None and sum(layer.kernel.size for layer in stack) > _MOST_MULTIPLICATIONS:
         stack = None
-    return Introspection(network, points, float(scale), stack)
+    return Introspection(network, points, scale, stack)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,15 +213,11 @@ def polynomial(degree: int, jump_ratio: float, *, points: Sequence[float] = PAPE
       section 4.3.1 (quadratic and linear fits).
     """
     points = checked_points(points)
-    if isinstance(degree, bool) or not isinstance(degree, int) or not 0 <= degree < len(points):
-        raise ValueError(
-            f"degree must be an integer from 0 to {len(points) - 1}, less than the number of points; got {degree!r}"
-        )
-    if not (math.isfinite(jump_ratio) and jump_ratio > 0):
-        raise ValueError(f"jump_ratio must be a positive number; got {jump_ratio!r}")
+    degree = arguments.integer(f"for {len(points)} points, degree", degree, 0, len(points) - 1)
+    jump_ratio = arguments.number("jump_ratio", jump_ratio)
     powers = np.vander(points, degree + 1, increasing=True)
-    coefficients = float(jump_ratio) ** np.arange(degree + 1) @ np.linalg.pinv(powers)
-    return Polynomial(degree, float(jump_ratio), points, coefficients)
+    coefficients = jump_ratio ** np.arange(degree + 1) @ np.linalg.pinv(powers)
+    return Polynomial(degree, jump_ratio, points, coefficients)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,11 +258,7 @@ def gaussian_noise(stddev: float, seed: int) -> GaussianNoise:
       Sinha et al., "Introspection: Accelerating Neural Network Training by Learning Weight Evolution", ICLR 2017,
       section 4.3.1 (comparison with adding noise).
     """
-    if not (math.isfinite(stddev) and stddev >= 0):
-        raise ValueError(f"stddev must be a number of at least 0; got {stddev!r}")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer from 0 to {2**32 - 1}; got {seed!r}")
-    return GaussianNoise(float(stddev), seed)
+    return GaussianNoise(arguments.number("stddev", stddev, zero=True), arguments.integer("seed", seed, 0, 2**32 - 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,7 +346,9 @@ def _written_out(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Arra
     units = weights
     for kernel, bias, activation in stack:
         units = [
-            activation(reduce(lambda total, term: total + term[0] * term[1], zip(units, column, strict=True), b))
+            activation(
+                functools.reduce(lambda total, term: total + term[0] * term[1], zip(units, column, strict=True), b)
+            )
             for column, b in zip(kernel.T, bias, strict=True)
         ]
     (forecast,) = units

@@ -1,5 +1,6 @@
 """The introspection network, and how the weights of a stack of dense layers are read out of a Flax module."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
+
+from . import arguments
 
 Activation = Callable[[jax.Array], jax.Array]
 
@@ -57,13 +60,15 @@ class IntrospectionNetwork(nnx.Sequential):
     """
 
     def __init__(self, num_points: int = 4, hidden: Sequence[int] = (40,), activation: str = "relu", *, rngs: nnx.Rngs):
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; known are {sorted(ACTIVATIONS)}")
-        widths = (num_points, *hidden, 1)
-        if min(widths) < 1:
-            raise ValueError(
-                f"every layer needs at least one unit; got num_points={num_points}, hidden={tuple(hidden)}"
-            )
+        if not isinstance(hidden, Sequence):
+            raise ValueError(f"hidden must be a sequence such as (40,); got {hidden!r}")
+        widths = [
+            arguments.integer("num_points", num_points),
+            *(arguments.integer("units of a hidden layer", units) for units in hidden),
+            1,
+        ]
         layers: list[Any] = []
         for inputs, outputs in itertools.pairwise(widths):
             # A forecast moves every weight of a network: it is not the place to save multiplications.
@@ -101,7 +106,7 @@ def dense_stack(network: Any) -> tuple[Dense, ...] | None:
     if type(network).__call__ is nnx.Sequential.__call__:
         layers = [_nnx_layer(layer) for layer in network.layers]
     elif type(network) is nn.Sequential:
-        params = network.variables.get("params", {})
+        params = nn.unbox(network.variables.get("params", {}))
         layers = [_linen_layer(layer, params.get(f"layers_{i}", {})) for i, layer in enumerate(network.layers)]
     else:
         return None
@@ -118,15 +123,22 @@ def dense_stack(network: Any) -> tuple[Dense, ...] | None:
 
 
 def _nnx_layer(layer: Any) -> Any:
-    if type(layer) is not nnx.Linear or layer.dtype not in (None, jnp.float32):
+    if type(layer) is not nnx.Linear or not _computes_as_usual(layer):
         return layer
     return _dense(layer.kernel[...], None if layer.bias is None else layer.bias[...])
 
 
 def _linen_layer(layer: Any, params: Any) -> Any:
-    if type(layer) is not nn.Dense or layer.dtype not in (None, jnp.float32):
+    # A layer that stands in the stack twice has its parameters only once.
+    if type(layer) is not nn.Dense or not _computes_as_usual(layer) or "kernel" not in params:
         return layer
     return _dense(params["kernel"], params.get("bias"))
+
+
+def _computes_as_usual(layer: Any) -> bool:
+    defaults = inspect.signature(type(layer)).parameters
+    ways = {"dot_general", "dot_general_cls", "preferred_element_type", "promote_dtype"} & defaults.keys()
+    return layer.dtype in (None, jnp.float32) and all(getattr(layer, way) is defaults[way].default for way in ways)
 
 
 def _dense(kernel: Any, bias: Any) -> Dense:

@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from numbers import Real
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ class Plan:
         nbytes_of_a_copy: int = sum(
             math.prod(leaf.shape) * jnp.dtype(dtype).itemsize
             for leaf in jax.tree.leaves(params)
-            if (dtype := dtype_of_snapshot(leaf.dtype, snapshot_dtype)) is not None
+            if (dtype := dtype_of_snapshot(jnp.result_type(leaf), snapshot_dtype)) is not None
         )
         return self.num_buffers * nbytes_of_a_copy
 
@@ -191,16 +192,14 @@ def checked_points(points: Iterable[float]) -> tuple[float, ...]:
     Raises:
       ValueError: if they are not decreasing fractions, the first of which is 1 and the last at least 0.
     """
-    given = tuple(points)
-    try:
-        result = tuple(float(point) for point in given)
-    except (TypeError, ValueError):
-        result = ()
+    given = tuple(points) if isinstance(points, Iterable) else ()
+    numbers = all(isinstance(point, Real) and not isinstance(point, bool) for point in given)
+    result = tuple(float(point) for point in given) if numbers else ()
     decreasing = all(later < earlier for earlier, later in itertools.pairwise(result))
     if len(result) < 1 or result[0] != 1 or not decreasing or result[-1] < 0:
         raise ValueError(
             f"trajectory points must be decreasing fractions of a jump step within [0, 1], the first of which is 1, "
-            f"for example {PAPER_POINTS}; got {given}"
+            f"for example {PAPER_POINTS}; got {points!r}"
         )
     return result
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from . import arguments
 from .history import WeightHistory
 from .plan import PAPER_POINTS, checked_points
 
@@ -51,8 +52,8 @@ def sample_examples(
     r"""Samples examples of how weights evolve.
 
     An example is a weight and a step `t`, both random: from the weight at each trajectory point of `t` to the weight
-    at step `k t`. Candidates are ordered by how far the weight moved, :math:`|w_t - w_0|`, and cut into bands, of each
-    of which a share of the examples is drawn without repetition.
+    at step `k t`. Candidates are ordered by how far the weight moved, :math:`|w_t - w_0|` with the first recorded step
+    for step 0, and cut into bands, of each of which a share of the examples is drawn; no candidate is drawn twice.
 
     Args:
       history: the weights of a training run.
@@ -91,8 +92,9 @@ def sample_examples(
     """
     points = checked_points(points)
     widths, counts = _checked_bands(num_examples, bands, shares)
-    if not (math.isfinite(jump_ratio) and jump_ratio > 0 and jump_ratio not in points):
-        raise ValueError(f"jump_ratio must be a positive number that is no trajectory point; got {jump_ratio!r}")
+    jump_ratio = arguments.number("jump_ratio", jump_ratio)
+    if jump_ratio in points:
+        raise ValueError(f"jump_ratio must be none of the trajectory points {points}; got {jump_ratio!r}")
     if not 0 <= tolerance < 0.5:
         raise ValueError(f"tolerance must be a fraction of t from 0 to less than 0.5; got {tolerance!r}")
 
@@ -100,7 +102,9 @@ def sample_examples(
     t = np.array([pairing[0] for pairing in pairings])
     probability = np.ones(len(t)) if t_density is None else np.asarray(t_density(t), np.float64)
     if probability.shape != t.shape or not np.all(np.isfinite(probability)) or np.any(probability < 0):
-        raise ValueError("t_density must give a finite number of at least 0 for every step that it is given")
+        raise ValueError(
+            f"t_density must give a finite number of at least 0 for each of {len(t)} steps; it gave {probability}"
+        )
     if not probability.sum() > 0:
         raise ValueError(f"t_density is 0 for every step that can be t, from {t[0]} to {t[-1]}")
 
@@ -116,8 +120,7 @@ def sample_examples(
         for column, step in enumerate(pairings[i]):
             values[here, column] = read(step)[weights[here]]
 
-    # With w_0 among the points it is the last of them; without, the weight has moved since its earliest point.
-    moved = np.abs(values[:, 0] - values[:, len(points) - 1])
+    moved = np.abs(values[:, 0] - read(history.steps[0])[weights])
     order = np.argsort(-moved, kind="stable")
     edges = np.rint(np.cumsum([0, *widths]) * num_candidates).astype(int)
     drawn = [
@@ -131,7 +134,7 @@ def sample_examples(
         weights=weights[examples],
         steps=t[chosen[examples]],
         points=points,
-        jump_ratio=float(jump_ratio),
+        jump_ratio=jump_ratio,
     )
 
 
@@ -172,18 +175,16 @@ def _checked_bands(
     num_examples: int, bands: Sequence[float], shares: Sequence[float]
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Returns the width of every band and the number of examples to draw from it."""
-    if isinstance(num_examples, bool) or not isinstance(num_examples, int) or num_examples < 1:
-        raise ValueError(f"num_examples must be a positive integer; got {num_examples!r}")
+    arguments.integer("num_examples", num_examples)
+    bands, shares = tuple(bands), tuple(shares)
     if len(bands) != len(shares) or not bands:
         raise ValueError(f"every band needs one share; got {len(bands)} bands and {len(shares)} shares")
     if min(bands) <= 0 or not math.isclose(sum(bands), 1):
-        raise ValueError(f"bands must be positive and add up to 1; got {tuple(bands)}, which add up to {sum(bands)}")
+        raise ValueError(f"bands must be positive and add up to 1; got {bands}, which add up to {sum(bands)}")
     if min(shares) < 0 or not math.isclose(sum(shares), 1):
-        raise ValueError(
-            f"shares must be at least 0 and add up to 1; got {tuple(shares)}, which add up to {sum(shares)}"
-        )
+        raise ValueError(f"shares must be at least 0 and add up to 1; got {shares}, which add up to {sum(shares)}")
     edges = np.rint(np.cumsum([0, *shares]) * num_examples).astype(int)
-    return tuple(bands), tuple(np.diff(edges).tolist())
+    return bands, tuple(np.diff(edges).tolist())
 
 
 def _pairings(steps: Array, fractions: Sequence[float], tolerance: float) -> list[tuple[int, ...]]:
@@ -191,10 +192,11 @@ def _pairings(steps: Array, fractions: Sequence[float], tolerance: float) -> lis
     if len(steps) < 2:
         raise ValueError(f"a history needs at least two steps to learn from; this one has {len(steps)}")
     exact = [Fraction(str(fraction)) for fraction in fractions]
+    allowed = Fraction(str(tolerance))
     pairings = []
     for t in steps[steps > 0].tolist():
         nearest = [_nearest(steps, fraction * t) for fraction in exact]
-        far = any(abs(step - fraction * t) > tolerance * t for step, fraction in zip(nearest, exact, strict=True))
+        far = any(abs(step - fraction * t) > allowed * t for step, fraction in zip(nearest, exact, strict=True))
         if not far and len(set(nearest)) == len(nearest):
             pairings.append(tuple(nearest))
     if not pairings:

@@ -194,9 +194,7 @@ def test_partial_folder_is_an_error(folder):
 
 def test_missing_folder_is_an_error_even_if_tfds_has_mnist(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "_from_tfds", lambda: pytest.fail("not to be reached"))
-    with pytest.raises(
-        FileNotFoundError, match=re.escape(f"data_dir is not an existing folder: {tmp_path / 'no'}")
-    ):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"data_dir is not an existing folder: {tmp_path / 'no'}")):
         data.load_mnist(tmp_path / "no")
 
 
@@ -391,9 +389,7 @@ def prepare(tfds, arrays):
             writer.write(serializer.serialize_example(example))
         writer.close()
         splits.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=[len(images)], num_bytes=0, filename_template=template
-            )
+            tfds.core.SplitInfo(name=split, shard_lengths=[len(images)], num_bytes=0, filename_template=template)
         )
     builder.info.set_splits(tfds.core.splits.SplitDict(splits))
     builder.info.write_to_directory(builder.data_path)

@@ -304,7 +304,7 @@ def test_there_must_be_weights_for_both_parts():
     [
         ("loss", "l3", "unknown loss 'l3'; known are ['l1', 'l2', 'percentage']"),
         ("activation", "tanh", "unknown activation 'tanh'; known are ['identity', 'relu']"),
-        ("hidden", (40, 0), "every layer needs at least one unit; got num_points=4, hidden=(40, 0)"),
+        ("hidden", (40, 0), "units of a hidden layer must be a positive integer; got 0"),
         ("validation_share", 0, "between 0 and 1 and leave both parts some; got 0 of"),
         ("validation_share", 1.0, "between 0 and 1 and leave both parts some; got 1.0 of"),
         *(
@@ -327,7 +327,7 @@ def test_bad_arguments(tmp_path, argument, value, message):
 
 
 def test_a_fit_that_diverges_is_an_error(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"the loss is (inf|nan) between steps 0 and 20"):
+    with pytest.raises(FloatingPointError, match=r"the fit diverged between steps 0 and 20: its loss is (inf|nan)"):
         fit(LINEAR, loss="l2", learning_rate=1e30, workdir=tmp_path, **QUICK)
     assert not (tmp_path / "20").exists()  # nothing of it is kept
 

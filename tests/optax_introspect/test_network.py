@@ -103,7 +103,7 @@ class TestIntrospectionNetwork:
     @pytest.mark.parametrize("arguments", [{"num_points": 0}, {"hidden": (40, 0)}, {"hidden": (-1,)}])
     def test_layers_without_units(self, arguments):
         (name, value), *_ = arguments.items()
-        with pytest.raises(ValueError, match="at least one unit") as error:
+        with pytest.raises(ValueError, match="must be a positive integer") as error:
             IntrospectionNetwork(rngs=nnx.Rngs(0), **arguments)
         assert f"{name}={value}" in str(error.value)
 
