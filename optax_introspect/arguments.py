@@ -2,6 +2,7 @@
 
 import math
 import operator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,7 @@ def number(name: str, value: Any, *, zero: bool = False) -> float:
     Raises:
       ValueError: it is something else.
     """
-    try:
-        result = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        result = math.nan
+    result = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     with np.errstate(over="ignore", under="ignore"):
         kept = np.float32(result)
     if not (np.isfinite(kept) and (kept > 0 or (zero and result == 0))):

@@ -199,7 +199,7 @@ def checked_points(points: Iterable[float]) -> tuple[float, ...]:
     if len(result) < 1 or result[0] != 1 or not decreasing or result[-1] < 0:
         raise ValueError(
             f"trajectory points must be decreasing fractions of a jump step within [0, 1], the first of which is 1, "
-            f"for example {PAPER_POINTS}; got {points!r}"
+            f"for example {PAPER_POINTS}; got {given or points!r}"
         )
     return result
 

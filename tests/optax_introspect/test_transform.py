@@ -976,6 +976,15 @@ class TestWithOptaxAndJax:
             assert_close(params, kept[n + 1])
         assert int(state.jumps_taken) == 3
 
+    def test_gradient_accumulation(self):
+        """With `optax.MultiSteps` the steps are those of the weights, not those of the gradients."""
+        params = small_params()
+        tx = optax.chain(optax.adam(0.05), introspect((3,), TWO_POINT))
+        history, _ = train(optax.MultiSteps(tx, 2).gradient_transformation(), params, bowl, 12)
+        expected, _ = train(tx, params, bowl, 6)
+        for n, weights in enumerate(history):
+            assert_close(weights, expected[n // 2], rtol=1e-5)
+
     def test_no_compilation_at_a_jump(self):
         tx = optax.chain(optax.adam(0.05), introspect((5, 7, 10), LINEAR))
         params = small_params()
