@@ -66,7 +66,7 @@ def interleaved(functions: dict[str, Callable[[], Any]], repetitions: int) -> di
     return {name: np.array(taken[1:]) for name, taken in seconds.items()}
 
 
-def benchmark(output: Path = Path("work/benchmark"), repetitions: int = 40) -> None:
+def benchmark(output: Path = Path("runs/benchmark"), repetitions: int = 40) -> None:
     """Measures what a step, a jump, recording and fitting cost; takes 4 minutes on two cores, otherwise idle.
 
     Args:

@@ -51,8 +51,8 @@ PREDICTORS = {
 
 
 def predictor(
-    output: Path = Path("work/checkpoints"),
-    workdir: Path = Path("work/predictor"),
+    output: Path = Path("runs/checkpoints"),
+    workdir: Path = Path("runs/predictor"),
     data_dir: Path | None = None,
     seed: int = 0,
     steps: int = 20_000,

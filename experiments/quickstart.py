@@ -100,7 +100,7 @@ def quickstart(
     jump_steps: tuple[int, ...] = (6000, 8000, 10_000),
     predictor: str = "mnist-n0",
     every: int = 250,
-    output: Path = Path("work/quickstart"),
+    output: Path = Path("runs/quickstart"),
     data_dir: Path | None = None,
 ) -> None:
     """Trains MNIST_3 with SGD and with Adam, each with and without jumps; takes 3 minutes a seed on two cores.
