@@ -86,14 +86,18 @@ class Plan:
         Returns:
           Bytes, exactly those of `IntrospectState.snapshots`.
 
+        Raises:
+          ValueError: a `snapshot_dtype` that is not floating.
+
         Examples:
           >>> import jax, jax.numpy as jnp
           >>> params = jax.eval_shape(lambda: {"w": jnp.zeros((1000, 1000)), "b": jnp.zeros(1000)})
           >>> plan((3000, 4000, 5000)).nbytes(params)  # six slots of 1 001 000 float32 numbers
           24024000
         """
+        snapshot_dtype = checked_snapshot_dtype(snapshot_dtype)
         nbytes_of_a_copy: int = sum(
-            math.prod(leaf.shape) * jnp.dtype(dtype).itemsize
+            math.prod(jnp.shape(leaf)) * jnp.dtype(dtype).itemsize
             for leaf in jax.tree.leaves(params)
             if (dtype := dtype_of_snapshot(jnp.result_type(leaf), snapshot_dtype)) is not None
         )
@@ -207,6 +211,25 @@ def checked_points(points: Iterable[float]) -> tuple[float, ...]:
 def nearest_step(fraction: Fraction, t: int) -> int:
     """Returns the step nearest to `fraction * t`, ties upwards, in exact arithmetic."""
     return (2 * fraction.numerator * t + fraction.denominator) // (2 * fraction.denominator)
+
+
+def checked_snapshot_dtype(snapshot_dtype: Any) -> Any:
+    """Returns the dtype that snapshots are to be kept in, as JAX has it; None stays None.
+
+    Raises:
+      ValueError: it is not a floating dtype.
+    """
+    if snapshot_dtype is None:
+        return None
+    try:
+        floating = jnp.issubdtype(snapshot_dtype, jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        raise ValueError(
+            f"snapshot_dtype must be a floating dtype, such as jnp.bfloat16, or None; got {snapshot_dtype!r}"
+        )
+    return jax.dtypes.canonicalize_dtype(snapshot_dtype)
 
 
 def dtype_of_snapshot(dtype: Any, snapshot_dtype: Any) -> Any:

@@ -11,7 +11,7 @@ from jax import lax
 
 from .checkpoint import pretrained
 from .forecast import Forecaster, checked_forecaster, forecast_array
-from .plan import Plan, dtype_of_snapshot, plan
+from .plan import Plan, checked_snapshot_dtype, dtype_of_snapshot, plan
 
 Arrays = list[jax.Array]
 
@@ -86,10 +86,7 @@ def introspect(
     """
     forecast_with = pretrained() if forecaster is None else checked_forecaster(forecaster)
     schedule = plan(jump_steps, forecast_with.points)
-    if snapshot_dtype is not None and not jnp.issubdtype(snapshot_dtype, jnp.floating):
-        raise ValueError(
-            f"snapshot_dtype must be a floating dtype, such as jnp.bfloat16, or None; got {snapshot_dtype}"
-        )
+    snapshot_dtype = checked_snapshot_dtype(snapshot_dtype)
     advance = jax.jit(_advance_function(schedule, forecast_with))
 
     def init_fn(params: optax.Params) -> IntrospectState:
@@ -204,10 +201,14 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
             params,
             step,
         )
+        # Updates narrower than their weights would miss the forecast.
+        dtypes = [
+            w.dtype if u is None else jnp.promote_types(u.dtype, w.dtype) for u, w in zip(updates, params, strict=True)
+        ]
         # A conditional of its own, lest XLA compute the forecasts once more for the check.
         outcome = lax.cond(
             is_jump,
-            lambda b: jnp.where(_all_finite(b), _TAKEN, _REFUSED),
+            lambda b: jnp.where(_all_finite(b, dtypes), _TAKEN, _REFUSED),
             lambda b: jnp.asarray(_NO_JUMP),
             last,
         )
@@ -215,15 +216,17 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
             slots[slot], order = capture(slot, buffer, params, step, outcome, order)
         jumps = (outcome == _TAKEN) & (order >= 0)  # the latter is always true
         chosen = [
-            None if u is None else jnp.where(jumps, d.astype(u.dtype), u) for u, d in zip(updates, last, strict=True)
+            None if u is None else jnp.where(jumps, d.astype(dtype), u.astype(dtype))
+            for u, d, dtype in zip(updates, last, dtypes, strict=True)
         ]
         return chosen, [*slots, last], outcome
 
     return advance
 
 
-def _all_finite(arrays: Arrays) -> jax.Array:
-    return jnp.all(jnp.array([True, *(jnp.all(jnp.isfinite(array)) for array in arrays)]))
+def _all_finite(arrays: Arrays, dtypes: list[Any]) -> jax.Array:
+    finite = [jnp.all(jnp.isfinite(array.astype(dtype))) for array, dtype in zip(arrays, dtypes, strict=True)]
+    return jnp.all(jnp.array([True, *finite]))
 
 
 def _check_same_tree(params: optax.Params, snapshot: optax.Params) -> None:

@@ -34,5 +34,5 @@ def test_the_code_runs_and_prints_what_the_readme_says():
 def test_the_test_command_is_the_one_that_the_gate_runs():
     gate = (Path(__file__).parents[1] / ".ci" / "run").read_text()
     commands = blocks("")[0].splitlines()
-    assert commands[-1] == "python -m pytest"
+    assert commands[-1] == "python -m pytest -n auto"
     assert commands[-1] in gate.splitlines()
