@@ -268,12 +268,16 @@ def _most_alive(lifetimes: Sequence[tuple[int, int]]) -> int:
 
 
 def _color(lifetimes: Sequence[tuple[int, int]]) -> dict[int, int]:
-    """Gives every snapshot the lowest slot free at its step, which needs the fewest since lifetimes are intervals."""
+    """Gives every snapshot a slot free at its step, which takes the fewest slots since lifetimes are intervals.
+
+    A slot that became free before the step goes before one that a jump of this very step reads for the last time, which
+    could be written only after the jump.
+    """
     slots: dict[int, int] = {}
     busy_until: list[int] = []
     for step, end in lifetimes:
-        free = [slot for slot, until in enumerate(busy_until) if until <= step]
-        slot = free[0] if free else len(busy_until)
+        free = [(until == step, slot) for slot, until in enumerate(busy_until) if until <= step]
+        slot = min(free)[1] if free else len(busy_until)
         busy_until[slot : slot + 1] = [end]
         slots[step] = slot
     return slots
