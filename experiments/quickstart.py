@@ -146,7 +146,7 @@ def quickstart(
                     progress.update(bar, completed=record.step + second * (steps - jump_steps[0]))
 
     comparisons = [compare(records, name, seed) for name in OPTIMIZERS for seed in seeds]
-    table = Table(*COLUMNS, box=box.SIMPLE, caption=LEGEND)
+    table = Table(*COLUMNS, box=box.SIMPLE, padding=(0, 1, 0, 0), caption=LEGEND)
     for comparison in comparisons:
         table.add_row(*comparison.cells())
     console.print(table)
