@@ -162,7 +162,7 @@ def recording(repetitions: int) -> list[Row]:
             history.flush()  # so that no writing is left to be paid for by the steps without a record
             return state
 
-        seconds = interleaved({"recorded": with_record, "plain": hundred_steps}, max(repetitions // 3, 5))
+        seconds = interleaved({"recorded": with_record, "plain": hundred_steps}, repetitions)
     ratio = seconds["recorded"] / seconds["plain"]
     note = f"{np.median(seconds['plain']) * 10:.1f} ms a step"
     return [row("training N_0 with a record at every 100th step, against none", "x", ratio, note)]
