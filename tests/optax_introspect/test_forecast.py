@@ -477,7 +477,7 @@ class TestIntrospection:
     @pytest.mark.parametrize(
         ("other", "name"),
         [(None, "NoneType"), (lambda x: x[:1], "function"), (np.ones((4, 1)), "ndarray"), ("mnist-n0", "str")],
-        ids=str,
+        ids=["None", "function", "array", "name"],
     )
     def test_no_flax_module(self, other, name):
         with pytest.raises(TypeError, match=f"NNX module or a bound Linen module; got {name}"):
