@@ -290,7 +290,7 @@ def forecaster(function: Callable[..., jax.Array], points: Sequence[float]) -> F
         for every point, or whose output has another shape.
 
     Examples:
-      >>> import jax.numpy as jnp
+      >>> import optax_introspect
       >>> average = forecaster(lambda now, before: (now + before) / 2, points=(1.0, 0.7))
       >>> tx = optax_introspect.introspect(jump_steps=(1000,), forecaster=average)
     """

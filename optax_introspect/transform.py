@@ -78,7 +78,7 @@ def introspect(
       ...     before, params = params, optax.apply_updates(params, updates)
       ...     print(step, (params / before).round(2)) if step >= 9 else None
       9 [0.9 0.9]
-      10 [0.74 0.74]
+      10 [0.56 0.56]
       11 [0.9 0.9]
 
     References:

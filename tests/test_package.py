@@ -27,13 +27,14 @@ def test_every_public_name_is_documented_with_an_example(name):
 
 def test_imports_run_one_way():
     order = [
-        *("plan", "network", "forecast", "checkpoint", "transform"),
+        *("arguments", "plan", "network", "forecast", "checkpoint", "transform"),
         *("history", "sampling", "fit", "statistics", "__init__"),
     ]
     for path in (ROOT / "optax_introspect").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level:
-                assert order.index(node.module) < order.index(path.stem), f"{path.name} imports {node.module}"
+                for module in [node.module] if node.module else [alias.name for alias in node.names]:
+                    assert order.index(module) < order.index(path.stem), f"{path.name} imports {module}"
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "")]
             assert not any((name or "").startswith("experiments") for name in names)
 
