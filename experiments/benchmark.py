@@ -67,7 +67,7 @@ def interleaved(functions: dict[str, Callable[[], Any]], repetitions: int) -> di
 
 
 def benchmark(output: Path = Path("runs/benchmark"), repetitions: int = 40) -> None:
-    """Measures what a step, a jump, recording and fitting cost; takes 4 minutes on two cores, otherwise idle.
+    """Measures what a step, a jump, recording and fitting cost; takes 2 minutes on two cores, otherwise idle.
 
     Args:
       output: the folder that gets benchmark.json and README.md.

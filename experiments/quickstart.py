@@ -103,7 +103,7 @@ def quickstart(
     output: Path = Path("runs/quickstart"),
     data_dir: Path | None = None,
 ) -> None:
-    """Trains MNIST_3 with SGD and with Adam, each with and without jumps; takes 3 minutes a seed on two cores.
+    """Trains MNIST_3 with SGD and with Adam, each with and without jumps; takes 2 minutes a seed on two cores.
 
     A network 784-256-256-10 on MNIST, as in the paper. Both arms have the same start and the same batches. Writes
     metrics.jsonl, accuracy.png and README.md, a table.
