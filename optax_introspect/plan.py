@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from .snapshots import checked_snapshot_dtype, dtype_of_snapshot, forecast_leaves
+
 PAPER_POINTS = (1.0, 0.7, 0.4, 0.0)
 
 # The step counter of the optimizer state is an int32, which stops counting at its largest value.
@@ -75,19 +77,20 @@ class Plan:
         """Copies of the weights in the optimizer state: the slots and, if there is one, the scratch slot."""
         return self.num_slots + self.scratch
 
-    def nbytes(self, params: Any, snapshot_dtype: Any = None) -> int:
+    def nbytes(self, params: Any, snapshot_dtype: Any = None, *, mask: Any = None) -> int:
         """Bytes that the snapshots take in the optimizer state.
 
         Args:
           params: the parameters, or their shapes (as from `jax.eval_shape`): nothing but shape and dtype is read.
             Only floating and complex leaves count; others are never kept.
           snapshot_dtype: as for :func:`optax_introspect.introspect`.
+          mask: as for :func:`optax_introspect.introspect`.
 
         Returns:
           Bytes, exactly those of `IntrospectState.snapshots`.
 
         Raises:
-          ValueError: a `snapshot_dtype` that is not floating.
+          ValueError: a `snapshot_dtype` that is not floating, a mask that doesn't fit the parameters.
 
         Examples:
           >>> import jax, jax.numpy as jnp
@@ -97,9 +100,9 @@ class Plan:
         """
         snapshot_dtype = checked_snapshot_dtype(snapshot_dtype)
         nbytes_of_a_copy: int = sum(
-            math.prod(jnp.shape(leaf)) * jnp.dtype(dtype).itemsize
-            for leaf in jax.tree.leaves(params)
-            if (dtype := dtype_of_snapshot(jnp.result_type(leaf), snapshot_dtype)) is not None
+            math.prod(jnp.shape(leaf)) * jnp.dtype(dtype_of_snapshot(jnp.result_type(leaf), snapshot_dtype)).itemsize
+            for leaf, here in zip(jax.tree.leaves(params), forecast_leaves(params, mask), strict=True)
+            if here
         )
         return self.num_buffers * nbytes_of_a_copy
 
@@ -211,34 +214,6 @@ def checked_points(points: Iterable[float]) -> tuple[float, ...]:
 def nearest_step(fraction: Fraction, t: int) -> int:
     """Returns the step nearest to `fraction * t`, ties upwards, in exact arithmetic."""
     return (2 * fraction.numerator * t + fraction.denominator) // (2 * fraction.denominator)
-
-
-def checked_snapshot_dtype(snapshot_dtype: Any) -> Any:
-    """Returns the dtype that snapshots are to be kept in, as JAX has it; None stays None.
-
-    Raises:
-      ValueError: it is not a floating dtype.
-    """
-    if snapshot_dtype is None:
-        return None
-    try:
-        floating = jnp.issubdtype(snapshot_dtype, jnp.floating)
-    except TypeError:
-        floating = False
-    if not floating:
-        raise ValueError(
-            f"snapshot_dtype must be a floating dtype, such as jnp.bfloat16, or None; got {snapshot_dtype!r}"
-        )
-    return jax.dtypes.canonicalize_dtype(snapshot_dtype)
-
-
-def dtype_of_snapshot(dtype: Any, snapshot_dtype: Any) -> Any:
-    """Returns the dtype in which weights of `dtype` are kept; None for those that are never forecast."""
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        return dtype  # there are no narrow complex numbers
-    if jnp.issubdtype(dtype, jnp.floating):
-        return dtype if snapshot_dtype is None else snapshot_dtype
-    return None
 
 
 def _checked_jump_steps(jump_steps: Sequence[int]) -> tuple[int, ...]:

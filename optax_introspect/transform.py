@@ -1,6 +1,8 @@
 """The gradient transformation that replaces the weights by their forecast at jump steps."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +12,30 @@ import optax
 from jax import lax
 
 from .checkpoint import pretrained
-from .forecast import Forecaster, checked_forecaster, forecast_array
-from .plan import Plan, checked_snapshot_dtype, dtype_of_snapshot, plan
+from .forecast import Forecaster, checked_forecaster, forecast_array, forecaster_of_arrays
+from .plan import Plan, plan
+from .snapshots import (
+    as_snapshot,
+    check_host_memory,
+    checked_memory_kind,
+    checked_snapshot_dtype,
+    dtype_of_snapshot,
+    forecast_leaves,
+    from_snapshot,
+    is_difference,
+    to_device,
+    to_host,
+)
 
 Arrays = list[jax.Array]
+
+
+# Where `init` notes its plan and the bytes of its snapshots, for :func:`optax_introspect.cost`: nobody else can tell
+# which transformations a chain is made of.
+plans_met: ContextVar[list[tuple[Plan, int]] | None] = ContextVar("plans_met", default=None)
+
+# Whether `update` leaves everything as it is, which `cost` compares with.
+left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
 
 class IntrospectState(NamedTuple):
@@ -22,7 +44,8 @@ class IntrospectState(NamedTuple):
     Attributes:
       introspect_step: int32, updates made so far.
       snapshots: `Plan.num_buffers` trees of the structure of the parameters, one for each slot. In place of leaves that
-        are not forecast stands `optax.MaskedNode()`.
+        are not forecast stands `optax.MaskedNode()`. In a dtype narrower than that of the weights, and with `w_0` among
+        them, the others are differences to it.
       jumps_taken: int32, jumps made so far.
       jumps_refused: int32, jumps not made because a forecast was not finite.
     """
@@ -34,7 +57,12 @@ class IntrospectState(NamedTuple):
 
 
 def introspect(
-    jump_steps: Sequence[int], forecaster: Forecaster | None = None, *, snapshot_dtype: Any = None
+    jump_steps: Sequence[int],
+    forecaster: Forecaster | None = None,
+    *,
+    snapshot_dtype: Any = None,
+    memory_kind: str | None = None,
+    mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Replaces every weight by its forecast at a few steps; goes last in a chain.
 
@@ -55,14 +83,22 @@ def introspect(
     Args:
       jump_steps: increasing positive integers.
       forecaster: what forecasts; `None` is :func:`optax_introspect.pretrained`.
-      snapshot_dtype: floating dtype in which snapshots of real weights are kept; `None` is each weight's own.
+      snapshot_dtype: floating dtype in which snapshots of real weights are kept; `None` is each weight's own. In a
+        narrower one, differences to `w_0` are kept where `w_0` is, with about an eighth of the error that the weights
+        themselves would have.
+      memory_kind: `"pinned_host"` keeps all snapshots but one in the memory of the host; only captures and jumps then
+        move them. `None` keeps them beside the parameters.
+      mask: which leaves to forecast: a tree of booleans with the structure of the parameters, where one boolean may
+        stand for a whole subtree, or a function from the parameters to such a tree. Others are trained as ever, and no
+        snapshots are kept of them. `None` forecasts all.
 
     Returns:
       The transformation. Its `update` needs `params`.
 
     Raises:
       ValueError: jump steps, points or a forecaster that cannot be used (see :func:`optax_introspect.plan`), a
-        `snapshot_dtype` that is not floating; from `update`: no `params`, or `params` of another structure or
+        `snapshot_dtype` that is not floating, an unknown `memory_kind`; from `init`: a mask that doesn't fit, a
+        `memory_kind` that the devices don't have; from `update`: no `params`, or `params` of another structure or
         other shapes than at `init`.
       TypeError: a forecaster that is none.
 
@@ -87,16 +123,29 @@ def introspect(
     forecast_with = pretrained() if forecaster is None else checked_forecaster(forecaster)
     schedule = plan(jump_steps, forecast_with.points)
     snapshot_dtype = checked_snapshot_dtype(snapshot_dtype)
-    advance = jax.jit(_advance_function(schedule, forecast_with))
+    # The last slot stays on the device, since the choice of the update reads it in every step.
+    slots_on_host = range(0 if checked_memory_kind(memory_kind) is None else schedule.num_buffers - 1)
+    advance = jax.jit(_advance_function(schedule, forecast_with, slots_on_host))
 
     def init_fn(params: optax.Params) -> IntrospectState:
-        def slot(leaf: Any) -> Any:
-            dtype = dtype_of_snapshot(jnp.result_type(leaf), snapshot_dtype)
-            return optax.MaskedNode() if dtype is None else jnp.zeros_like(leaf, dtype)
+        if (plans := plans_met.get()) is not None:
+            plans.append((schedule, schedule.nbytes(params, snapshot_dtype, mask=mask)))
+        leaves, treedef = jax.tree.flatten(params)
+        here = forecast_leaves(params, mask)
+        if memory_kind is not None:
+            check_host_memory([leaf for leaf, kept in zip(leaves, here, strict=True) if kept])
+
+        def slot(number: int) -> optax.Params:
+            def empty(leaf: Any) -> jax.Array:
+                zeros = jnp.zeros_like(leaf, dtype_of_snapshot(jnp.result_type(leaf), snapshot_dtype))
+                return to_host(zeros) if number in slots_on_host else zeros
+
+            arrays = [empty(leaf) if kept else optax.MaskedNode() for leaf, kept in zip(leaves, here, strict=True)]
+            return jax.tree.unflatten(treedef, arrays)
 
         return IntrospectState(
             introspect_step=jnp.zeros([], jnp.int32),
-            snapshots=tuple(jax.tree.map(slot, params) for _ in range(schedule.num_buffers)),
+            snapshots=tuple(slot(number) for number in range(schedule.num_buffers)),
             jumps_taken=jnp.zeros([], jnp.int32),
             jumps_refused=jnp.zeros([], jnp.int32),
         )
@@ -105,12 +154,14 @@ def introspect(
         updates: optax.Updates, state: IntrospectState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, IntrospectState]:
         del extra_args
+        if left_out.get():
+            return updates, state
         if params is None:
             raise ValueError("introspect forecasts the weights, and so needs them: call update(updates, state, params)")
         treedef: Any
         kept_treedef: Any
         leaves, treedef = jax.tree.flatten(params)
-        forecast_here = [dtype_of_snapshot(jnp.result_type(leaf), None) is not None for leaf in leaves]
+        forecast_here = forecast_leaves(params, mask)
         masked = [leaf if here else optax.MaskedNode() for leaf, here in zip(leaves, forecast_here, strict=True)]
         kept, kept_treedef = jax.tree.flatten(treedef.unflatten(masked))
         _check_same_tree(treedef.unflatten(masked), state.snapshots[-1])
@@ -136,7 +187,7 @@ def introspect(
 _NO_JUMP, _TAKEN, _REFUSED = np.arange(3, dtype=np.int32)
 
 
-def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
+def _advance_function(schedule: Plan, forecaster: Forecaster, slots_on_host: range) -> Any:
     """Returns the function that does what one step asks for, on the leaves that are forecast.
 
     An idle step must cost nothing, though nearly all steps are idle. So weights are written only under conditionals
@@ -158,6 +209,16 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
         for slot in range(schedule.num_buffers)
     ]
 
+    # With a point 0, `w_0` is there whenever another snapshot is.
+    has_first = schedule.points[-1] == 0
+    first_slot = next((capture.slot for capture in schedule.captures if capture.step == 0), 0)
+
+    def on_device(slot: int, array: jax.Array) -> jax.Array:
+        return to_device(array) if slot in slots_on_host else array
+
+    def in_slot(slot: int, array: jax.Array) -> jax.Array:
+        return to_host(array) if slot in slots_on_host else array
+
     late_slots = {
         capture.slot
         for capture in schedule.captures
@@ -165,33 +226,61 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
         if jump.step == capture.step and capture.slot in jump.slots
     }
 
-    def displacements(buffers: list[Arrays], params: Arrays, step: jax.Array) -> Arrays:
-        slots = jnp.asarray(jump_slots)[jnp.argmax(step == jump_steps)]
+    def displacement(
+        evaluate: Forecaster, slots_of_array: Arrays, weight: jax.Array, numbers: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        slots_of_array = [on_device(slot, array) for slot, array in enumerate(slots_of_array)]
+        as_differences = has_first and is_difference(weight, slots_of_array[-1].dtype)
+        points = [weight]
+        for j, fraction in enumerate(schedule.points[1:]):
+            # One kernel serves all jumps: it picks the slot by number, from those that this point is ever in.
+            candidates = np.unique(jump_slots[:, j])
+            point = slots_of_array[candidates[0]]
+            for slot in candidates[1:]:
+                point = jnp.where(numbers[j] == slot, slots_of_array[slot], point)
+            first = slots_of_array[first_slot] if as_differences and fraction > 0 else None
+            points.append(from_snapshot(point, weight, first))
+        forecast = forecast_array(evaluate, points, key)
+        wide = jnp.promote_types(weight.dtype, jnp.float32)
+        return (forecast.astype(wide) - weight.astype(wide)).astype(slots_of_array[-1].dtype)
+
+    def displacements(last: Arrays, others: list[Arrays], params: Arrays, step: jax.Array) -> Arrays:
+        numbers = jnp.asarray(jump_slots)[jnp.argmax(step == jump_steps)]
         key = jax.random.fold_in(jax.random.key(0), step)
+        slots = [list(arrays) for arrays in zip(*others, last, strict=True)]
+        forms = forecaster_of_arrays(forecaster, params)
+        # Traced once for all arrays of one shape and form.
+        traced = {id(form): jax.jit(functools.partial(displacement, form)) for form in forms}
         result = []
-        for i, weight in enumerate(params):
-            points = [weight]
-            for j in range(len(schedule.points) - 1):
-                # One kernel serves all jumps: it picks the slot by number, from those that this point is ever in.
-                candidates = np.unique(jump_slots[:, j])
-                point = buffers[candidates[0]][i]
-                for slot in candidates[1:]:
-                    point = jnp.where(slots[j] == slot, buffers[slot][i], point)
-                points.append(point)
-            forecast = forecast_array(forecaster, points, jax.random.fold_in(key, i))
-            wide = jnp.promote_types(weight.dtype, jnp.float32)
-            result.append((forecast.astype(wide) - weight.astype(wide)).astype(buffers[-1][i].dtype))
+        for i, form in enumerate(forms):
+            this = traced[id(form)]
+            operands = slots[i], params[i], numbers, jax.random.fold_in(key, i)
+            # In a branch of its own, always taken, lest arrays of one shape share the constants of the network: XLA
+            # would write each down for all weights and units of the array, and take twice as long to compile.
+            result.append(_written_if(step >= 0, lambda _, *x, this=this: this(*x), last[i], *operands))
         return result
 
-    def capture(slot: int, buffer: Arrays, params: Arrays, step: jax.Array, outcome: Any, order: jax.Array) -> Any:
+    def capture(
+        slot: int, buffers: list[Arrays], params: Arrays, step: jax.Array, outcome: Any, order: jax.Array
+    ) -> tuple[Arrays, jax.Array]:
         if not capture_steps[slot].size:
-            return buffer, order
-        return lax.cond(
-            jnp.any(step == capture_steps[slot]) & (outcome <= _REFUSED),  # the latter is always true
-            lambda b, p, o: ([w.astype(old.dtype) for old, w in zip(b, p, strict=True)], o + 1),
-            lambda b, p, o: (b, o),
-            *(buffer, params, order),
-        )
+            return buffers[slot], order
+
+        firsts: list[Any] = [None] * len(params)
+        if has_first and first_slot != slot:
+            pairs = zip(buffers[first_slot], params, strict=True)
+            firsts = [first if is_difference(weight, first.dtype) else None for first, weight in pairs]
+
+        def write(kept: tuple[Arrays, jax.Array], params: Arrays, firsts: list[Any]) -> tuple[Arrays, jax.Array]:
+            snapshots = [
+                in_slot(slot, as_snapshot(weight, old.dtype, first if first is None else on_device(first_slot, first)))
+                for old, weight, first in zip(kept[0], params, firsts, strict=True)
+            ]
+            return snapshots, kept[1] + 1
+
+        is_now = jnp.any(step == capture_steps[slot]) & (outcome <= _REFUSED)  # the latter is always true
+        written: tuple[Arrays, jax.Array] = _written_if(is_now, write, (buffers[slot], order), params, firsts)
+        return written
 
     def advance(
         updates: Arrays, buffers: list[Arrays], params: Arrays, step: jax.Array
@@ -199,9 +288,9 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
         buffers, order = list(buffers), step
         for slot in range(schedule.num_buffers):
             if slot not in late_slots:
-                buffers[slot], _ = capture(slot, buffers[slot], params, step, _NO_JUMP, order)
+                buffers[slot], _ = capture(slot, buffers, params, step, _NO_JUMP, order)
         is_jump = jnp.any(step == jump_steps)
-        buffers[-1] = lax.cond(is_jump, displacements, lambda b, p, n: b[-1], buffers, params, step)
+        buffers[-1] = _written_if(is_jump, displacements, buffers[-1], buffers[:-1], params, step)
         # Updates narrower than their weights would miss the forecast.
         dtypes = [
             w.dtype if u is None else jnp.promote_types(u.dtype, w.dtype) for u, w in zip(updates, params, strict=True)
@@ -214,7 +303,7 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
             buffers[-1],
         )
         for slot in late_slots:
-            buffers[slot], order = capture(slot, buffers[slot], params, step, outcome, order)
+            buffers[slot], order = capture(slot, buffers, params, step, outcome, order)
         jumps = (outcome == _TAKEN) & (order >= 0)  # the latter is always true
         chosen = [
             None if u is None else jnp.where(jumps, d.astype(dtype), u.astype(dtype))
@@ -225,9 +314,24 @@ def _advance_function(schedule: Plan, forecaster: Forecaster) -> Any:
     return advance
 
 
+def _written_if(condition: jax.Array, write: Callable[..., Any], kept: Any, *operands: Any) -> Any:
+    """Returns `write(kept, *operands)` if the condition holds, else `kept`: in place, and at no cost.
+
+    As a choice between branches by number, the first of which does nothing. As a conditional on a truth value XLA
+    would copy `kept` whenever nothing is written: on a GPU as `lax.cond(condition, write, nothing)`, on a CPU (jaxlib
+    0.10: 3.4 times the step time at 11 M weights) as `lax.cond(~condition, nothing, write)`.
+    """
+    return lax.switch(condition.astype(jnp.int32), [lambda kept, *_: kept, write], kept, *operands)
+
+
 def _all_finite(arrays: Arrays, dtypes: list[Any]) -> jax.Array:
-    finite = [jnp.all(jnp.isfinite(array.astype(dtype))) for array, dtype in zip(arrays, dtypes, strict=True)]
-    return jnp.all(jnp.array([True, *finite]))
+    # By the largest magnitude, which is a number only if all are: XLA would first write down which ones are finite.
+    parts = [part for array, dtype in zip(arrays, dtypes, strict=True) for part in _real_parts(array.astype(dtype))]
+    return jnp.all(jnp.array([True, *(jnp.isfinite(jnp.max(jnp.abs(part), initial=0)) for part in parts)]))
+
+
+def _real_parts(array: jax.Array) -> Arrays:
+    return [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
 
 
 def _check_same_tree(params: optax.Params, snapshot: optax.Params) -> None:

@@ -136,7 +136,7 @@ def next_weights(
     assert steps[0] == t
     forecasts, margins, finite = {}, {}, []
     for name, weight in now.items():
-        values = [weight, *(_rounded(history[step][name], snapshot_dtype) for step in steps[1:])]
+        values = [weight, *_kept([history[step][name] for step in steps[1:]], forecaster.points[1:], snapshot_dtype)]
         kept = _rounded(weight, snapshot_dtype)
         stacked = np.stack([widened(value).reshape(-1) for value in values])
         if np.iscomplexobj(weight):
@@ -181,6 +181,17 @@ def descend(
         assert expected.outcome in ("update", "taken")
         history.append(expected.weights)
     return history
+
+
+def _kept(snapshots: list[np.ndarray], points: Sequence[float], dtype: Any) -> list[np.ndarray]:
+    """Snapshots as they come back: rounded, and with fewer bits than the weights as their difference to `w_0`."""
+    rounded = [_rounded(snapshot, dtype) for snapshot in snapshots]
+    if dtype is None or 0 not in points or rounded[-1].dtype.itemsize >= snapshots[-1].dtype.itemsize:
+        return rounded
+    first = rounded[-1].astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        differences = [_rounded(snapshot.astype(np.float32) - first, dtype) for snapshot in snapshots[:-1]]
+        return [*(first + difference.astype(np.float32) for difference in differences), rounded[-1]]
 
 
 def _rounded(array: np.ndarray, dtype: Any) -> np.ndarray:

@@ -196,14 +196,28 @@ class TestFusedForms:
         terms = magnitude_of_terms(made, weights, [[(1, 0)], []])
         np.testing.assert_array_less(np.abs(found - expected), 1e-6 * terms)
 
-    def test_the_size_of_the_array_decides(self, monkeypatch):
+    @pytest.mark.parametrize(
+        ("platform", "shape", "form"),
+        [
+            ("cpu", (), "broadcast"),
+            ("cpu", (0,), "broadcast"),
+            ("cpu", (65535,), "broadcast"),
+            ("cpu", (65536,), "written out"),
+            ("cpu", (256, 256), "written out"),
+            ("tpu", (300, 300), "written out"),
+            ("tpu", (7,), "broadcast"),
+            ("cuda", (300, 300), "broadcast"),
+            ("rocm", (65536,), "broadcast"),
+        ],
+        ids=str,
+    )
+    def test_the_size_of_the_array_and_the_platform_decide(self, platform, shape, form, monkeypatch):
         made = introspection(IntrospectionNetwork(1, (2,), rngs=nnx.Rngs(0)), points=(1,))
-        taken = []
-        for name in ("_written_out", "_broadcast", "_in_chunks"):
-            monkeypatch.setattr(forecast, name, lambda _, w, name=name: taken.append(name) or w[0])
-        for shape in ((), (0,), (65535,), (65536,), (256, 256), (300, 300)):
-            jax.eval_shape(lambda w: made(w, key=KEY), jax.ShapeDtypeStruct(shape, jnp.float32))
-        assert taken == ["_broadcast"] * 3 + ["_written_out"] * 3
+        monkeypatch.setattr(forecast, "_written_out", lambda _, w: w[0] * 3)
+        monkeypatch.setattr(forecast, "_broadcast", lambda _, w: w[0] * 7)
+        traced = jax.jit(lambda w: made(w, key=KEY)).trace(jax.ShapeDtypeStruct(shape, jnp.float32))
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("dense<3.0" in text, "dense<7.0" in text) == (form == "written out", form == "broadcast")
 
     def test_a_network_of_many_units_is_no_stack(self):
         largest = introspection(IntrospectionNetwork(hidden=(204,), rngs=nnx.Rngs(0)))
