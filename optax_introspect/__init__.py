@@ -1,6 +1,7 @@
 """Speeds up the training of neural networks in JAX by forecasting how their weights evolve."""
 
 from .checkpoint import load, pretrained, save
+from .cost import Cost, cost
 from .fit import Fit, fit, l1
 from .forecast import Forecaster, forecaster, gaussian_noise, introspection, polynomial
 from .history import WeightHistory
@@ -11,6 +12,7 @@ from .statistics import WeightChange, weight_change
 from .transform import IntrospectState, introspect
 
 __all__ = [
+    "Cost",
     "Examples",
     "Fit",
     "Forecaster",
@@ -19,6 +21,7 @@ __all__ = [
     "Plan",
     "WeightChange",
     "WeightHistory",
+    "cost",
     "fit",
     "forecaster",
     "gaussian_noise",

@@ -21,13 +21,21 @@ SHIPPED = ("mnist-n0", "mnist-n0-k2.2", "mnist-n0-linear")
 def test_every_public_name_is_documented_with_an_example(name):
     docstring = getattr(optax_introspect, name).__doc__
     assert docstring.splitlines()[0].rstrip().endswith(".")
-    if name not in {"Examples", "Fit", "Forecaster", "IntrospectState", "Plan", "WeightChange"}:  # made by others
+    if name not in {
+        "Cost",
+        "Examples",
+        "Fit",
+        "Forecaster",
+        "IntrospectState",
+        "Plan",
+        "WeightChange",
+    }:  # made by others
         assert doctest.DocTestParser().get_examples(docstring)
 
 
 def test_imports_run_one_way():
     order = [
-        *("arguments", "plan", "network", "forecast", "checkpoint", "transform"),
+        *("arguments", "snapshots", "plan", "network", "forecast", "checkpoint", "transform", "cost"),
         *("history", "sampling", "fit", "statistics", "__init__"),
     ]
     for path in (ROOT / "optax_introspect").glob("*.py"):
