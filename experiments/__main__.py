@@ -7,11 +7,19 @@ from typing import Any
 import absl.logging
 import tyro
 
+from .accelerators import accelerators
 from .benchmark import benchmark
+from .precision import precision
 from .predictor import predictor
 from .quickstart import quickstart
 
-COMMANDS: dict[str, Callable[..., Any]] = {"quickstart": quickstart, "predictor": predictor, "benchmark": benchmark}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "quickstart": quickstart,
+    "predictor": predictor,
+    "benchmark": benchmark,
+    "precision": precision,
+    "accelerators": accelerators,
+}
 
 
 def main() -> None:
