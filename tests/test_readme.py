@@ -1,4 +1,4 @@
-"""What the README shows is run here."""
+"""What the README and the docs show is run here."""
 
 import contextlib
 import io
@@ -8,12 +8,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
 
 
-def blocks(language):
-    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+def blocks(language, page="README.md"):
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / page).read_text(), re.M | re.S)
     return [text for found, text in fences if found == language]
 
 
@@ -31,8 +32,26 @@ def test_the_code_runs_and_prints_what_the_readme_says():
     assert state.opt_state[-1].introspect_step == 1
 
 
+@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")))
+def test_the_code_of_the_docs_runs_and_prints_what_they_say(page):
+    printed, namespace = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        for block in blocks("python", page):
+            exec(block, namespace)
+    assert blocks("", page)
+    for block in blocks("", page):
+        assert block in printed.getvalue()
+
+
+@pytest.mark.parametrize("page", [path.relative_to(ROOT).as_posix() for path in ROOT.glob("**/*.md")])
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text()):
+        if not target.startswith("http"):
+            assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
 def test_the_test_command_is_the_one_that_the_gate_runs():
-    gate = (Path(__file__).parents[1] / ".ci" / "run").read_text()
+    gate = (ROOT / ".ci" / "run").read_text()
     commands = blocks("")[0].splitlines()
     assert commands[-1] == "python -m pytest -n auto"
     assert commands[-1] in gate.splitlines()
