@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from matplotlib.colors import LogNorm
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,10 +21,10 @@ from optax_introspect import Fit, WeightHistory
 from .data import Images, load_mnist
 from .figures import figure
 from .networks import ConvNet
+from .recording import record
 from .training import Task
 
 BATCH_SIZE, LEARNING_RATE = 50, 1e-4  # the paper's, section 4.1
-CHECKPOINT_EVERY = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,46 +110,16 @@ def predictor(
 
 
 def train_n0(images: Images, workdir: Path, settings: dict[str, Any]) -> float:
-    """Trains `N_0` and records its weights in `workdir/history`; returns its test accuracy.
-
-    Raises:
-      ValueError: `workdir` holds a run with other settings, or a checkpoint without its history.
-    """
+    """Trains `N_0` and records its weights in `workdir/history`; returns its test accuracy."""
     task = Task(ConvNet, images, BATCH_SIZE, settings["seed"])
     tx = optax.adam(LEARNING_RATE)
-    params, step = task.params, 0
-    opt_state = tx.init(params)
-    update = task.step_function(tx)
-    steps, record_every = settings["steps"], settings["record_every"]
-    with (
-        WeightHistory.record(workdir / "history", params, metadata=settings) as history,
-        ocp.CheckpointManager(
-            (workdir / "n0").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
-        ) as checkpoints,
-        Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        ) as progress,
-    ):
-        if (latest := checkpoints.latest_step()) is not None:
-            step = latest
-            params, opt_state = checkpoints.restore(step, args=ocp.args.StandardRestore((params, opt_state)))
-        if step > 0 and step - step % record_every not in history.steps:
-            raise ValueError(f"the history in {workdir} does not reach its checkpoint at step {step}; start in another")
-        history.truncate(step)
-        bar = progress.add_task("training N_0", total=steps, completed=step)
-        if len(history.steps) == 0:
-            history.append(0, params)
-        while step < steps:
-            params, opt_state = update(params, opt_state, step)
-            step += 1
-            if step % record_every == 0:
-                history.append(step, params)
-                progress.update(bar, completed=step)
-            if step % CHECKPOINT_EVERY == 0 or step == steps:
-                history.flush()  # a checkpoint must not be ahead of the history
-                copy = jax.tree.map(np.asarray, (params, opt_state))
-                checkpoints.save(step, args=ocp.args.StandardSave(copy))
-    return task.evaluate(params)[1]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        bar = progress.add_task("training N_0", total=settings["steps"])
+        for step, weights in record(task, tx, workdir, settings, settings["steps"], settings["record_every"]):
+            progress.update(bar, completed=step)
+            last = weights
+    return task.evaluate(last)[1]
 
 
 def evaluate(fitted: Fit, jump_ratio: float) -> dict[str, tuple[float, float]]:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,22 @@ Params = Any
 _DROPOUT = 1 << 30
 
 StepFunction = Callable[[Params, Any, int], tuple[Params, Any]]
+
+
+class Optimizer(NamedTuple):
+    """How weights are trained, where what is trained is not what is evaluated.
+
+    Attributes:
+      tx: the gradient transformation.
+      start: from the initial weights to the parameters of `tx`.
+      trained: from these parameters to the weights that see the batches.
+      evaluated: from parameters and optimizer state to the weights that are evaluated.
+    """
+
+    tx: optax.GradientTransformation
+    start: Callable[[Params], Params] = lambda params: params
+    trained: Callable[[Params], Params] = lambda params: params
+    evaluated: Callable[[Params, Any], Params] = lambda params, opt_state: params
 
 
 class Task:
@@ -51,20 +67,21 @@ class Task:
         chosen = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
         return self.images.train_images[chosen], self.images.train_labels[chosen]
 
-    def step_function(self, tx: optax.GradientTransformation) -> StepFunction:
+    def step_function(self, optimizer: Optimizer | optax.GradientTransformation) -> StepFunction:
         """Returns a function that makes one update, given the number of the step, in the buffers of its arguments."""
-        jitted = self._jitted_update(tx)
+        jitted = self._jitted_update(optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer))
         return lambda params, opt_state, step: jitted(params, opt_state, *self.batch(step), np.int32(step))
 
     def lower(self, tx: optax.GradientTransformation, params: Params, opt_state: Any) -> Any:
         """Returns the lowered form of one update, to be compiled and looked at."""
-        return self._jitted_update(tx).lower(params, opt_state, *self.batch(0), np.int32(0))
+        return self._jitted_update(Optimizer(tx)).lower(params, opt_state, *self.batch(0), np.int32(0))
 
-    def _jitted_update(self, tx: optax.GradientTransformation) -> Any:
+    def _jitted_update(self, optimizer: Optimizer) -> Any:
         def update(params: Params, opt_state: Any, images: Any, labels: Any, step: Any) -> tuple[Params, Any]:
             key = jax.random.fold_in(jax.random.key(self.seed), _DROPOUT + step)
-            gradients = jax.grad(lambda p: jnp.mean(self._losses(p, images, labels, key)[0]))(params)
-            updates, opt_state = tx.update(gradients, opt_state, params)
+            weights = optimizer.trained(params)
+            gradients = jax.grad(lambda w: jnp.mean(self._losses(w, images, labels, key)[0]))(weights)
+            updates, opt_state = optimizer.tx.update(gradients, opt_state, params)
             return optax.apply_updates(params, updates), opt_state
 
         return jax.jit(update, donate_argnums=(0, 1))
@@ -74,11 +91,23 @@ class Task:
         losses, hits = self._evaluate(params, self.images.test_images, self.images.test_labels)
         return float(np.mean(np.asarray(losses, np.float64))), float(np.mean(np.asarray(hits, np.float64)))
 
-    def _losses(self, params: Params, images: Any, labels: Any, key: Any = None) -> tuple[jax.Array, jax.Array]:
+    def logits(self, params: Params, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Returns what the network says of images `[n, 28, 28]`, float32 `[n, 10]`."""
+        return np.asarray(self._jitted_logits(params, images))
+
+    def _logits(self, params: Params, images: Any, key: Any = None) -> jax.Array:
         network: Any = nnx.merge(self.graphdef, params)
-        logits = network(images.astype(jnp.float32) / 255, key)
+        logits: jax.Array = network(images.astype(jnp.float32) / 255, key)
+        return logits
+
+    def _losses(self, params: Params, images: Any, labels: Any, key: Any = None) -> tuple[jax.Array, jax.Array]:
+        logits = self._logits(params, images, key)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels), jnp.argmax(logits, -1) == labels
 
     @functools.cached_property
     def _evaluate(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
         return jax.jit(self._losses)
+
+    @functools.cached_property
+    def _jitted_logits(self) -> Callable[..., jax.Array]:
+        return jax.jit(self._logits)

@@ -12,6 +12,7 @@ from flax import nnx
 
 import optax_introspect
 from experiments import predictor as module
+from experiments import recording
 from experiments.data import load_digits
 from experiments.networks import ConvNet
 from experiments.training import Task
@@ -193,7 +194,7 @@ def test_the_same_seed_gives_the_same_bits(finished, tmp_path):
 
 def test_an_interrupted_run_goes_on(finished, tmp_path, monkeypatch, steps_made):
     monkeypatch.setattr(module, "PREDICTORS", {"mnist-n0-k2.2": module.PREDICTORS["mnist-n0-k2.2"]})  # to save time
-    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 20)
+    monkeypatch.setattr(recording, "CHECKPOINT_EVERY", 20)
     steps_made.fail_at = 37
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)

@@ -1,0 +1,192 @@
+"""Section 3 of the paper: how much weights change in a training, and on which curves."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import optax
+
+import optax_introspect
+from optax_introspect import WeightHistory
+
+from . import runs
+from .networks import NETWORKS
+from .recording import record
+from .records import Paper
+from .runner import Context
+from .training import Task
+
+Array = npt.NDArray[Any]
+
+JUMP_STEPS = (6000, 8000, 10_000)
+STEPS, EVERY = 15_000, 100
+BINS, CURVES_PER_BIN = 100, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded:
+    """A training whose weights are recorded.
+
+    Attributes:
+      name: what it is called.
+      network: a key of `experiments.networks.NETWORKS`.
+      optimizer: `"sgd"` or `"adam"`.
+      learning_rate: of the optimizer.
+      batch_size: examples a step.
+    """
+
+    name: str
+    network: str
+    optimizer: str
+    learning_rate: float
+    batch_size: int
+
+
+RECORDED = (
+    Recorded("convolutional-sgd", "N_0", "sgd", 1e-2, 50),
+    Recorded("dense-adam", "MNIST_3", "adam", 1e-3, 100),
+)
+
+
+_PAPER = Paper(
+    "section 3, figures 1 to 10: most weights hardly change, those that do follow smooth curves, and few carry most of "
+    "the change"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Movement:
+    """The experiment that records them, each without and with jumps.
+
+    Attributes:
+      name: what it is called on the command line.
+      question: what it is to answer.
+      minutes: what it takes on two CPU cores.
+      paper: what the paper reports.
+      choices: what was chosen where the paper says nothing, and why.
+    """
+
+    name: str = "movement"
+    question: str = "How much do weights change, on what curves, and what does a jump do to one?"
+    minutes: int = 10
+    paper: Paper = _PAPER
+    choices: str = "N_0 for the convolutional network, since its histories are what the predictors were fitted to."
+
+    @property
+    def arms(self) -> tuple[Recorded, ...]:
+        """The trainings."""
+        return RECORDED
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The one seed."""
+        return (0,)
+
+
+@dataclasses.dataclass(frozen=True)
+class MovementUnit:
+    """What one process does at a time: one training, without and with jumps."""
+
+    experiment: Movement
+    recorded: Recorded
+
+    @property
+    def name(self) -> str:
+        """What is shown of it."""
+        return f"{self.experiment.name}, {self.recorded.name}"
+
+    def steps(self, context: Context) -> int:
+        """Returns how many steps there are to be made, if none was made yet."""
+        return 0 if self._path(context).exists() else 2 * STEPS
+
+    def check(self, context: Context) -> None:
+        """Raises a ValueError if a result that is there already is of other settings."""
+        if (path := self._path(context)).exists():
+            runs.check_header(path, self._header(context))
+
+    def run(self, context: Context) -> None:
+        """Trains, records, and keeps what the figures show."""
+        folder = runs.working(context.workdir, self.experiment.name, self.recorded.name, 0)
+        with runs.locked(folder):
+            self.check(context)
+            if self._path(context).exists():
+                return
+            r = self.recorded
+            base = {"sgd": optax.sgd, "adam": optax.adam}[r.optimizer](r.learning_rate)
+            arms = {"plain": base, "jumps": optax.chain(base, optax_introspect.introspect(JUMP_STEPS))}
+            for arm, tx in arms.items():
+                task = Task(NETWORKS[r.network], context.images, r.batch_size, 0)
+                reported = 0
+                for step, _ in record(task, tx, folder / arm, self._header(context), STEPS, EVERY):
+                    context.advance(step - reported)
+                    reported = step
+                    context.check_time()
+            histories = [WeightHistory.open(folder / arm / "history") for arm in arms]
+            journal = runs.Journal(folder / "journal.jsonl", self._header(context), None)
+            for line in summary(*histories):
+                journal.write(line)
+            journal.complete(self._path(context), {"end": "complete"})
+
+    def _header(self, context: Context) -> runs.Line:
+        return {
+            "experiment": self.experiment.name,
+            "arm": dataclasses.asdict(self.recorded),
+            "seed": 0,
+            "steps": [STEPS, EVERY],
+            "jump_steps": list(JUMP_STEPS),
+            "images": context.images.source.partition(",")[0],
+            "versions": runs.versions(),
+            "machine": runs.machine(),
+        }
+
+    def _path(self, context: Context) -> Any:
+        return runs.path_of(context.workdir, self.experiment.name, self.recorded.name, 0)
+
+
+def summary(plain: WeightHistory, jumps: WeightHistory) -> list[runs.Line]:
+    """Returns what figures of the movement of weights show, a line for each.
+
+    Two histograms; which share of the weights carries half of the change; and the curves of weights from every fourth
+    bin of the first histogram, without and with jumps.
+    """
+    change = optax_introspect.weight_change(plain)
+    lines = [_histogram("difference", change.difference), _histogram("deviation", change.deviation)]
+    for name, values in zip(("difference", "deviation"), change, strict=True):
+        lines.append({"share_of": name, "share": carrying_half(values), "weights": len(values)})
+    chosen = _from_bins(change.difference)
+    steps = plain.steps.tolist()
+    curves = {name: np.stack([h.read(s)[chosen] for s in steps]).T for name, h in (("plain", plain), ("jumps", jumps))}
+    for i, weight in enumerate(chosen):
+        both = {name: [float(f"{x:.6g}") for x in curve[i].tolist()] for name, curve in curves.items()}
+        lines.append({"weight": int(weight), "difference": float(change.difference[weight]), **both})
+    return [*lines, {"steps": steps}]
+
+
+def carrying_half(change: Array) -> float:
+    """Returns the smallest share of the weights that make half of the sum of all absolute changes."""
+    largest_first = np.sort(np.abs(change.astype(np.float64)))[::-1]
+    enough = np.searchsorted(np.cumsum(largest_first), largest_first.sum() / 2) + 1
+    return float(enough / len(change))
+
+
+def _histogram(name: str, values: Array) -> runs.Line:
+    counts, edges = np.histogram(values, BINS)
+    return {"histogram": name, "low": float(edges[0]), "high": float(edges[-1]), "counts": counts.tolist()}
+
+
+def _from_bins(values: Array) -> Array:
+    """Returns some weights of every fourth bin of the histogram of a measure, by one fixed choice."""
+    random = np.random.default_rng(0)
+    edges = np.histogram_bin_edges(values, BINS // 4)
+    chosen = []
+    for low, high in itertools.pairwise(edges):
+        here = np.flatnonzero((values >= low) & (values <= high))
+        chosen += random.choice(here, min(CURVES_PER_BIN, len(here)), replace=False).tolist()
+    return np.array(sorted(chosen))
+
+
+def movement_units(experiment: Movement, arms: tuple[Recorded, ...]) -> list[MovementUnit]:
+    """Returns what there is to do, one training at a time."""
+    return [MovementUnit(experiment, recorded) for recorded in arms]

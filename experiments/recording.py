@@ -1,0 +1,66 @@
+"""Trains a network and records its weights on the way, and goes on where it stopped."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from optax_introspect import WeightHistory
+
+from .training import Params, Task
+
+CHECKPOINT_EVERY = 1000
+
+
+def record(
+    task: Task, tx: optax.GradientTransformation, folder: Path, settings: dict[str, Any], steps: int, every: int
+) -> Iterator[tuple[int, Params]]:
+    """Trains, and records the weights in `folder/history`.
+
+    Yields every step that is recorded, the one that it goes on from and the last one, with its weights, in buffers that
+    the next step takes.
+
+    Args:
+      task: what is trained.
+      tx: how.
+      folder: gets the history, and checkpoints.
+      settings: metadata of the history.
+      steps: updates.
+      every: updates from one record to the next.
+
+    Raises:
+      ValueError: `folder` holds a run with other settings, or a checkpoint without its history.
+    """
+    params, step = task.params, 0
+    opt_state = tx.init(params)
+    update = task.step_function(tx)
+    with (
+        WeightHistory.record(folder / "history", params, metadata=settings) as history,
+        ocp.CheckpointManager(
+            (folder / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
+        ) as checkpoints,
+    ):
+        if (latest := checkpoints.latest_step()) is not None:
+            step = latest
+            params, opt_state = checkpoints.restore(step, args=ocp.args.StandardRestore((params, opt_state)))
+        if step > 0 and step - step % every not in history.steps:
+            raise ValueError(f"the history in {folder} does not reach its checkpoint at step {step}; start in another")
+        history.truncate(step)
+        yield step, params
+        if len(history.steps) == 0:
+            history.append(0, params)
+        while step < steps:
+            params, opt_state = update(params, opt_state, step)
+            step += 1
+            if step % every == 0:
+                history.append(step, params)
+            if step % CHECKPOINT_EVERY == 0 or step == steps:
+                history.flush()  # a checkpoint must not be ahead of the history
+                copy = jax.tree.map(np.asarray, (params, opt_state))
+                checkpoints.save(step, args=ocp.args.StandardSave(copy))
+            if step % every == 0 or step == steps:
+                yield step, params

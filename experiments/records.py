@@ -1,0 +1,134 @@
+"""What an experiment is: everything about it is data, and stands in the header of its results."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One of several runs of an experiment that are compared: same start, same batches, same dropout.
+
+    Attributes:
+      name: what it is called.
+      forecaster: a name known to `experiments.forecasters`; None is training without jumps.
+      jump_steps: the steps at which it jumps.
+      leaves: which weights jump, a key of `experiments.optimizers.LEAVES`.
+      rate: the learning rate, as a multiple of the experiment's.
+      decay: how the learning rate falls, a key of `experiments.optimizers.DECAYS`.
+      averaging: a key of `experiments.optimizers.AVERAGING`, or None.
+      steps: updates; cosine decay ends with them.
+      seeds: the seeds that it is run with.
+    """
+
+    name: str
+    forecaster: str | None
+    jump_steps: tuple[int, ...]
+    leaves: str
+    rate: float
+    decay: str
+    averaging: str | None
+    steps: int
+    seeds: tuple[int, ...]
+
+    @property
+    def trunk(self) -> tuple[Any, ...]:
+        """What it has in common with the arms that are trained as one with it up to the first jump."""
+        return self.rate, self.decay, self.averaging, self.steps if self.decay == "cosine" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """What the paper reports of an experiment, where it does.
+
+    Attributes:
+      text: in words, with the place.
+      plain: its test accuracy without jumps.
+      jumps: its test accuracy with jumps.
+      plain_steps: the steps that plain training takes to `plain`.
+      jumps_steps: the steps that training with jumps takes to the same accuracy.
+    """
+
+    text: str
+    plain: float | None = None
+    jumps: float | None = None
+    plain_steps: int | None = None
+    jumps_steps: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """An experiment that trains a network several times.
+
+    Attributes:
+      name: what it is called on the command line.
+      question: what it is to answer.
+      network: a key of `experiments.networks.NETWORKS`.
+      optimizer: `"sgd"` or `"adam"`.
+      learning_rate: the base of every arm's.
+      batch_size: examples a step.
+      arms: the arms; those without a forecaster come first.
+      every: steps between two evaluations; jumps are evaluated before and after as well.
+      around: jump steps that arms without them are evaluated around as well, to be compared.
+      after_jump: how many steps after a jump it is evaluated.
+      train_examples: training images that are evaluated, the first ones.
+      minutes: what all of it takes on two CPU cores.
+      paper: what the paper reports.
+      choices: what was chosen where the paper says nothing, or contradicts itself, and why.
+    """
+
+    name: str
+    question: str
+    network: str
+    optimizer: str
+    learning_rate: float
+    batch_size: int
+    arms: tuple[Arm, ...]
+    every: int
+    minutes: int
+    paper: Paper | None = None
+    choices: str = ""
+    around: tuple[int, ...] = ()
+    after_jump: tuple[int, ...] = (1,)
+    train_examples: int = 10_000
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{self.name}: two arms have the same name, among {names}")
+        for arm in self.arms:
+            if (arm.forecaster is None) != (not arm.jump_steps):
+                raise ValueError(f"{self.name}: {arm.name} must have both a forecaster and jump steps, or neither")
+            if arm.steps <= max(arm.jump_steps, default=0):
+                last = arm.jump_steps[-1]
+                raise ValueError(
+                    f"{self.name}: {arm.name} jumps at {last}, so that it needs more steps than {arm.steps}"
+                )
+            trunk = self.trunk_of(arm)
+            if trunk.steps < max(arm.jump_steps[:1], default=0) or not set(arm.seeds) <= set(trunk.seeds):
+                raise ValueError(f"{self.name}: {arm.name} branches from {trunk.name}, which doesn't get there")
+
+    def trunk_of(self, arm: Arm) -> Arm:
+        """Returns the arm without jumps that an arm is one with up to its first jump; itself, if it has none."""
+        for other in self.arms:
+            if other.forecaster is None and other.trunk == arm.trunk:
+                return other
+        raise ValueError(f"{self.name}: there is no arm without jumps for {arm.name} to branch from")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds that any arm is run with."""
+        return tuple(sorted({seed for arm in self.arms for seed in arm.seeds}))
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what a result depends on, apart from its arm."""
+        names = (
+            "network",
+            "optimizer",
+            "learning_rate",
+            "batch_size",
+            "every",
+            "around",
+            "after_jump",
+            "train_examples",
+        )
+        return {"experiment": self.name, **{name: getattr(self, name) for name in names}}

@@ -1,0 +1,269 @@
+"""The commands `list` and `run`: which experiments there are, and training them, a process for each core."""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import queue
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import absl.logging
+import jax
+import tyro
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import runs
+from .data import load_mnist
+from .fits import Fits, fit_units
+from .mnist import EXPERIMENTS
+from .movement import Movement, movement_units
+from .records import Training
+from .runner import Context, StoppedError, training_units
+
+WORKDIR = Path("runs/experiments")
+# Histories and the states that arms branch from.
+NEEDED_BYTES = 2_000_000_000
+
+Experiment = Training | Fits | Movement
+
+
+class Unit(Protocol):
+    """What one process does at a time."""
+
+    @property
+    def name(self) -> str:
+        """What is shown of it."""
+        ...
+
+    def steps(self, context: Context) -> int:
+        """Returns how many steps there are to be made, if none was made yet."""
+        ...
+
+    def check(self, context: Context) -> None:
+        """Raises a ValueError if results that are there already are of other settings."""
+        ...
+
+    def run(self, context: Context) -> None:
+        """Does what is not done yet."""
+        ...
+
+
+def list_experiments(workdir: Path = WORKDIR) -> None:
+    """Lists the experiments: what each asks, its arms and seeds, how long it takes, and how much of it is done.
+
+    Args:
+      workdir: the folder whose complete runs are counted.
+    """
+    table = Table("name", "question", "arms", "seeds", "minutes", "done", box=box.SIMPLE)
+    for name, experiment in EXPERIMENTS.items():
+        expected = [(arm.name, seed) for arm in experiment.arms for seed in _seeds(experiment, arm)]
+        done = sum(runs.path_of(workdir, name, arm, seed).exists() for arm, seed in expected)
+        table.add_row(
+            name,
+            experiment.question,
+            str(len(experiment.arms)),
+            str(len(experiment.seeds)),
+            str(experiment.minutes),
+            f"{done} of {len(expected)}",
+        )
+    table.caption = "minutes: for all of it, on two CPU cores; done: complete runs in the workdir"
+    Console().print(table)
+
+
+def run(
+    names: Annotated[tuple[str, ...], tyro.conf.Positional],
+    arms: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
+    steps: int | None = None,
+    workdir: Path = WORKDIR,
+    processes: int | None = None,
+    minutes: float | None = None,
+    data_dir: Path | None = None,
+) -> None:
+    """Runs experiments, and goes on where an earlier call stopped or was killed; complete runs are not run again.
+
+    Every run is one small file of JSON lines in the workdir: its settings, then loss and accuracy on training and test
+    images at even intervals, and the seconds of training. Arms of one seed have the same start, batches and dropout;
+    up to their first jump they are trained as one. `python -m experiments list` says what there is and how long it
+    takes, and `python -m experiments report` makes the report of what is complete.
+
+    Args:
+      names: the experiments, or `all`; predictors come first, since others use them.
+      arms: only these arms, and those that they branch from.
+      seeds: only these seeds.
+      steps: no more than so many steps; then it is another experiment, which needs a workdir of its own.
+      workdir: the folder for results; what it takes to go on is in its folder `.working`.
+      processes: how many runs at a time, each on a core of its own; by default one for every core.
+      minutes: stop cleanly after so many; the same command goes on later.
+      data_dir: a folder with the original MNIST files, if you have them.
+    """
+    chosen = choose(names, arms, seeds, steps)
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes must be at least 1; got {processes}")
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes must be more than 0; got {minutes}")
+    check_workdir(workdir)
+    console = Console()
+    images = load_mnist(data_dir, fallback=False)
+    console.print(f"Images: {images.source}")
+    deadline = None if minutes is None else time.time() + 60 * minutes
+    context = Context(workdir, images, deadline)
+    stopped = False
+    with runs.locked(workdir / ".working"):
+        # Others need what the first phase makes.
+        for phase in (True, False):
+            units = [u for e, some_arms, some_seeds in chosen if isinstance(e, Fits) == phase
+                     for u in units_of(e, some_arms, some_seeds)]  # fmt: skip
+            for unit in units:
+                unit.check(context)
+            # The longest first, so that no core is idle for long at the end.
+            units = sorted((u for u in units if u.steps(context) > 0), key=lambda u: -u.steps(context))
+            if units and not stopped:
+                stopped = _run_all(units, context, processes, data_dir, console)
+    console.print(f"{'Stopped: the same command goes on.' if stopped else 'Complete.'} Results are in {workdir}")
+
+
+def choose(
+    names: Sequence[str], arms: Sequence[str], seeds: Sequence[int], steps: int | None
+) -> list[tuple[Experiment, tuple[Any, ...], tuple[int, ...]]]:
+    """Returns the experiments with those of their arms and seeds that were asked for.
+
+    Raises:
+      ValueError: something that is not known, with what is, or fewer steps than a jump needs.
+    """
+    if unknown := [name for name in names if name not in EXPERIMENTS and name != "all"]:
+        raise ValueError(f"unknown experiments {', '.join(unknown)}; known are {', '.join(EXPERIMENTS)}, and all")
+    if not names:
+        raise ValueError(f"name at least one experiment; known are {', '.join(EXPERIMENTS)}, and all")
+    experiments = [EXPERIMENTS[name] for name in (EXPERIMENTS if "all" in names else dict.fromkeys(names))]
+    known_arms = dict.fromkeys(arm.name for e in experiments for arm in e.arms)
+    if unknown := [name for name in arms if name not in known_arms]:
+        raise ValueError(f"unknown arms {', '.join(unknown)}; {_names(experiments)} have {', '.join(known_arms)}")
+    known_seeds = sorted({seed for e in experiments for seed in e.seeds})
+    if strange := [seed for seed in seeds if seed not in known_seeds]:
+        raise ValueError(f"unknown seeds {strange}; {_names(experiments)} have {known_seeds}")
+    chosen = []
+    for experiment in experiments:
+        some_arms = tuple(arm for arm in experiment.arms if not arms or arm.name in arms)
+        some_seeds = tuple(seed for seed in experiment.seeds if not seeds or seed in seeds)
+        if steps is not None:
+            if not isinstance(experiment, Training):
+                raise ValueError(f"{experiment.name} cannot be run with other steps")
+            experiment, some_arms = _with_steps(experiment, {arm.name for arm in some_arms}, steps)
+        chosen.append((experiment, some_arms, some_seeds))
+    return chosen
+
+
+def _with_steps(experiment: Training, names: set[str], steps: int) -> tuple[Training, tuple[Any, ...]]:
+    last = max((arm.jump_steps[-1] for arm in experiment.arms if arm.jump_steps and arm.name in names), default=0)
+    if steps <= last:
+        raise ValueError(f"steps must be more than the last jump step of {experiment.name}, {last}; got {steps}")
+    shorter = tuple(
+        dataclasses.replace(arm, steps=min(arm.steps, steps))
+        for arm in experiment.arms
+        if steps > max(arm.jump_steps, default=0)
+    )
+    return dataclasses.replace(experiment, arms=shorter), tuple(arm for arm in shorter if arm.name in names)
+
+
+def check_workdir(workdir: Path) -> None:
+    """Raises an OSError if nothing can be written there."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not os.access(workdir, os.W_OK | os.X_OK):
+        raise PermissionError(f"workdir {workdir} cannot be written to")
+    if (free := shutil.disk_usage(workdir).free) < NEEDED_BYTES:
+        raise OSError(f"workdir {workdir} has {free / 1e9:.1f} GB of space; {NEEDED_BYTES / 1e9:.0f} GB may be needed")
+
+
+def units_of(experiment: Experiment, arms: tuple[Any, ...], seeds: tuple[int, ...]) -> Sequence[Unit]:
+    """Returns what there is to do for some arms and seeds of an experiment."""
+    if isinstance(experiment, Training):
+        return training_units(experiment, arms, seeds)
+    if not seeds:
+        return []
+    return fit_units(experiment, arms) if isinstance(experiment, Fits) else movement_units(experiment, arms)
+
+
+def _seeds(experiment: Experiment, arm: Any) -> tuple[int, ...]:
+    return arm.seeds if isinstance(experiment, Training) else experiment.seeds
+
+
+def _names(experiments: Sequence[Experiment]) -> str:
+    return ", ".join(experiment.name for experiment in experiments)
+
+
+def _run_all(
+    units: Sequence[Unit], context: Context, processes: int | None, data_dir: Path | None, console: Console
+) -> bool:
+    """Runs units in processes of their own, and shows how far they are; returns whether the time was up."""
+    spawn = multiprocessing.get_context("spawn")
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    processes = min(processes or len(cores), len(units))
+    free_cores, news = spawn.SimpleQueue(), spawn.Queue()
+    for i in range(processes):
+        free_cores.put(cores[i % len(cores)])
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    stopped = False
+    with (
+        Progress(*columns, console=console, speed_estimate_period=600) as progress,
+        concurrent.futures.ProcessPoolExecutor(
+            processes, spawn, _begin_worker, (free_cores, news, context.workdir, context.deadline, data_dir)
+        ) as pool,
+    ):
+        everything = progress.add_task("all", total=sum(unit.steps(context) for unit in units))
+        bars = [progress.add_task(unit.name, total=unit.steps(context), visible=False) for unit in units]
+        waiting = {pool.submit(_work, i, unit): i for i, unit in enumerate(units)}
+        try:
+            while waiting:
+                done, _ = concurrent.futures.wait(waiting, timeout=0.5, return_when="FIRST_COMPLETED")
+                while True:
+                    try:
+                        i, steps = news.get_nowait()
+                    except queue.Empty:
+                        break
+                    progress.update(bars[i], advance=steps, visible=True)
+                    progress.update(everything, advance=steps)
+                for future in done:
+                    progress.update(bars[waiting.pop(future)], visible=False)
+                    stopped |= future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return stopped
+
+
+_context: Context  # of a worker
+
+
+def _begin_worker(free_cores: Any, news: Any, workdir: Path, deadline: float | None, data_dir: Path | None) -> None:
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    # Two runs on a core each make 1.3 (MNIST_1) to 1.7 times (MNIST_3) the steps of one run on two cores.
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {free_cores.get()})
+    global _context, _news
+    _context, _news = Context(workdir, load_mnist(data_dir, fallback=False), deadline), news
+
+
+_news: Any  # where a worker tells of its steps
+
+
+def _work(number: int, unit: Unit) -> bool:
+    """Runs a unit in a worker; returns whether it stopped before its end."""
+    context = dataclasses.replace(_context, advance=lambda steps: _news.put((number, steps)))
+    try:
+        context.check_time()
+        unit.run(context)
+    except StoppedError:
+        return True
+    finally:
+        jax.clear_caches()  # hundreds of programs, none of which is used again
+    return False

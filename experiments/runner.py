@@ -1,0 +1,347 @@
+"""Trains the arms of one experiment and seed that are one up to their first jumps, and goes on where it stopped."""
+
+import dataclasses
+import math
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+import optax_introspect
+
+from . import runs
+from .data import Images
+from .evaluation import metrics
+from .forecasters import fingerprint, forecaster
+from .networks import NETWORKS
+from .optimizers import optimizer
+from .records import Arm, Training
+from .training import Optimizer, StepFunction, Task
+
+# What a run that is killed loses at most, in seconds of training, if evaluations are not farther apart.
+CHECKPOINT_SECONDS = 30.0
+
+
+class StoppedError(Exception):
+    """The time is up, or whoever started this process is gone; everything is on disk."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all runs of one command have in common.
+
+    Attributes:
+      workdir: the folder of results.
+      images: what is trained on.
+      deadline: when to stop, on the clock of `time.time`; None is never.
+      advance: is told of steps that were made.
+    """
+
+    workdir: Path
+    images: Images
+    deadline: float | None = None
+    advance: Callable[[int], None] = lambda steps: None
+
+    def check_time(self) -> None:
+        """Raises `StoppedError` if it is time to."""
+        parent = multiprocessing.parent_process()
+        if (self.deadline is not None and time.time() > self.deadline) or (parent and not parent.is_alive()):
+            raise StoppedError
+
+    @property
+    def predictors(self) -> Path:
+        """Where `run predictors` leaves them."""
+        return self.workdir / ".working" / "predictors"
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run is: `step` updates were made, in `seconds` of training."""
+
+    step: int
+    params: Any
+    opt_state: Any
+    seconds: float = 0.0
+
+    def copy(self) -> "State":
+        """Returns a state in buffers of its own, since every step writes into those that it is given."""
+        params, opt_state = jax.tree.map(jnp.copy, (self.params, self.opt_state))
+        return State(self.step, params, opt_state, self.seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What one process does at a time: one trunk, and the arms that branch from it.
+
+    Attributes:
+      experiment: the experiment.
+      seed: the seed.
+      trunk: the arm without jumps.
+      branches: arms with jumps.
+    """
+
+    experiment: Training
+    seed: int
+    trunk: Arm
+    branches: tuple[Arm, ...]
+
+    @property
+    def name(self) -> str:
+        """What is shown of it."""
+        return f"{self.experiment.name}, {self.trunk.name}, seed {self.seed}"
+
+    def path(self, workdir: Path, arm: Arm) -> Path:
+        """Returns the file of a complete run of one of its arms."""
+        return runs.path_of(workdir, self.experiment.name, arm.name, self.seed)
+
+    def unfinished(self, context: Context) -> list[Arm]:
+        """Returns the arms that there is something to do for."""
+        return [arm for arm in (self.trunk, *self.branches) if not self.path(context.workdir, arm).exists()]
+
+    def steps(self, context: Context) -> int:
+        """Returns how many steps there are to be made, if none was made yet."""
+        return sum(arm.steps - min(arm.jump_steps, default=0) for arm in self.unfinished(context))
+
+    def header(self, context: Context, arm: Arm) -> runs.Line:
+        """Returns the header of the results of an arm."""
+        branch = {"arm": self.trunk.name, "step": arm.jump_steps[0]} if arm.jump_steps else None
+        with_jumps = None if arm.forecaster is None else forecaster(arm.forecaster, context.predictors)
+        return {
+            **self.experiment.settings(),
+            "arm": dataclasses.asdict(arm) | {"seeds": None},
+            "seed": self.seed,
+            "branch": branch,
+            "forecaster": None if with_jumps is None else fingerprint(with_jumps),
+            "images": context.images.source.partition(",")[0],
+            "versions": runs.versions(),
+            "machine": runs.machine(),
+        }
+
+    def check(self, context: Context) -> None:
+        """Raises a ValueError if results that are there already are of other settings."""
+        for arm in (self.trunk, *self.branches):
+            for path in (self.path(context.workdir, arm), self.working(context.workdir, arm) / "journal.jsonl"):
+                if path.exists():
+                    runs.check_header(path, self.header(context, arm))
+
+    def run(self, context: Context) -> None:
+        """Trains what is not complete.
+
+        Raises:
+          StoppedError: it is to be continued later.
+          BlockingIOError: another process works on it.
+        """
+        with runs.locked(self._folder(context.workdir)):
+            self.check(context)
+            unfinished = self.unfinished(context)
+            if not unfinished:
+                return
+            task = Task(NETWORKS[self.experiment.network], context.images, self.experiment.batch_size, self.seed)
+            branches = [_Branch(self, context, task, arm) for arm in unfinished if arm.jump_steps]
+            trunk = _Trunk(self, context, task, branches)
+            trunk.train(self.trunk in unfinished)
+            for branch in branches:
+                branch.train(trunk)
+        # What the trunk kept is of use as long as an arm may still branch from it.
+        everything = [a for a in self.experiment.arms if a.trunk == self.trunk.trunk and self.seed in a.seeds]
+        if all(self.path(context.workdir, arm).exists() for arm in everything):
+            shutil.rmtree(self._folder(context.workdir), ignore_errors=True)
+
+    def _folder(self, workdir: Path) -> Path:
+        return runs.working(workdir, self.experiment.name, self.trunk.name, self.seed)
+
+    def working(self, workdir: Path, arm: Arm) -> Path:
+        """Returns the folder of what an arm needs to go on."""
+        return self._folder(workdir) / arm.name
+
+
+class _Trainer:
+    """Trains one arm from some state to its end, evaluates it, and keeps what it takes to go on."""
+
+    def __init__(self, unit: Unit, context: Context, task: Task, arm: Arm, how: Optimizer):
+        self.unit, self.context, self.task, self.arm, self.how = unit, context, task, arm, how
+        self.folder = unit.working(context.workdir, arm)
+        experiment = unit.experiment
+        around = {*arm.jump_steps, *experiment.around}
+        self.measured = {
+            *range(0, arm.steps + 1, experiment.every),
+            arm.steps,
+            *around,
+            *(t + after for t in around for after in experiment.after_jump),
+        }
+
+    def start(self) -> State:
+        """Returns the state at step 0."""
+        params = self.how.start(jax.tree.map(jnp.copy, self.task.params))
+        return State(0, params, jax.jit(self.how.tx.init)(params))
+
+    def finish(self, state: State, update: StepFunction) -> None:
+        """Trains from a state, or from the last checkpoint, to the end of the arm."""
+        update(*_pair(state.copy()), state.step)  # compiles it, so that the clock doesn't count that
+        began_at = state.step
+        with ocp.CheckpointManager(
+            (self.folder / "checkpoint").absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False),
+        ) as checkpoints:
+            if (latest := checkpoints.latest_step()) is not None:
+                state = _restored(checkpoints.restore(latest, args=ocp.args.StandardRestore(_saved(state))))
+            self.context.advance(state.step - began_at)
+            journal = runs.Journal(self.folder / "journal.jsonl", self.unit.header(self.context, self.arm), latest)
+            saved_at, reported, finite = time.monotonic(), state.step, True
+            if latest is None and began_at == 0:
+                self._measure(state, journal)
+            while state.step < self.arm.steps and finite:
+                self.keep(state)
+                self._step(state, update)
+                if state.step not in self.measured:
+                    continue
+                finite = self._measure(state, journal)
+                self.context.advance(state.step - reported)
+                reported = state.step
+                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    journal.commit()  # a checkpoint must not be ahead of it
+                    checkpoints.save(state.step, args=ocp.args.StandardSave(_saved(state)))
+                    saved_at = time.monotonic()
+                try:
+                    self.context.check_time()
+                except StoppedError:
+                    journal.commit()
+                    if checkpoints.latest_step() != state.step:
+                        checkpoints.save(state.step, args=ocp.args.StandardSave(_saved(state)))
+                    journal.close()
+                    raise
+        self.context.advance(self.arm.steps - state.step)
+        end = {"end": "complete" if finite else "not finite", **_jumps(state.opt_state)}
+        journal.complete(self.unit.path(self.context.workdir, self.arm), end)
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+    def _step(self, state: State, update: StepFunction) -> None:
+        began = time.perf_counter()
+        state.params, state.opt_state = update(state.params, state.opt_state, state.step)
+        state.step += 1
+        if state.step in self.measured:
+            jax.block_until_ready(state.params)
+        state.seconds += time.perf_counter() - began
+
+    def _measure(self, state: State, journal: runs.Journal) -> bool:
+        """Writes down what is measured; returns whether it is finite."""
+        weights = self.how.evaluated(state.params, state.opt_state)
+        images, count = self.context.images, self.unit.experiment.train_examples
+        found = metrics(
+            self.task.logits(weights, images.train_images[:count]),
+            images.train_labels[:count],
+            self.task.logits(weights, images.test_images),
+            images.test_labels,
+        )
+        journal.write({"step": state.step, "seconds": state.seconds, **found._asdict()})
+        return math.isfinite(found.train_loss) and math.isfinite(found.test_loss)
+
+    def keep(self, state: State) -> None:
+        """Keeps a state for the arms that branch."""
+
+
+class _Trunk(_Trainer):
+    """The arm without jumps, which keeps the states that the others need."""
+
+    def __init__(self, unit: Unit, context: Context, task: Task, branches: list["_Branch"]):
+        super().__init__(unit, context, task, unit.trunk, optimizer(unit.experiment, unit.trunk, None))
+        self.wanted = sorted({step for branch in branches for step in branch.needs})
+
+    def train(self, unfinished: bool) -> None:
+        """Trains to the end, if that is not done, and at least as far as a state is wanted."""
+        update = self.task.step_function(self.how)
+        if unfinished:
+            self.finish(self.start(), update)
+        # What is missing now: this arm was complete before another was asked for, or went on from a checkpoint.
+        missing = [step for step in self.wanted if not self._kept(step).exists()]
+        if missing:
+            before = [s for s in self.wanted if s < missing[0]]
+            state = self.state(before[-1]) if before else self.start()
+            while True:
+                self.keep(state)
+                if state.step >= missing[-1]:
+                    break
+                self._step(state, update)
+                self.context.check_time()
+
+    def keep(self, state: State) -> None:
+        """Keeps a state, if it is wanted and not kept yet."""
+        path = self._kept(state.step)
+        if state.step in self.wanted and not path.exists():
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(path, _saved(state))
+
+    def state(self, step: int) -> State:
+        """Returns a state that was kept."""
+        with ocp.StandardCheckpointer() as checkpointer:
+            return _restored(checkpointer.restore(self._kept(step), _saved(self.start())))
+
+    def _kept(self, step: int) -> Path:
+        return (self.folder / "kept" / str(step)).absolute()
+
+
+class _Branch(_Trainer):
+    """An arm with jumps, which begins at its first jump."""
+
+    def __init__(self, unit: Unit, context: Context, task: Task, arm: Arm):
+        assert arm.forecaster is not None
+        self.forecaster = forecaster(arm.forecaster, context.predictors)
+        super().__init__(unit, context, task, arm, optimizer(unit.experiment, arm, self.forecaster))
+        self.first_jump = arm.jump_steps[0]
+        schedule = optax_introspect.plan(arm.jump_steps, self.forecaster.points)
+        self.captures = [c.step for c in schedule.captures if c.step < self.first_jump]
+        self.needs = [*self.captures, self.first_jump]
+
+    def train(self, trunk: _Trunk) -> None:
+        """Trains from the first jump to the end."""
+        update = self.task.step_function(self.how)
+        # The snapshots are those of a training that had the jumps from the start: each step of the trunk at which one
+        # is taken is made once more, by the very program that trains this arm, and only the snapshots are kept of it.
+        snapshots = self.start().opt_state[-1]
+        for step in self.captures:
+            then = trunk.state(step)
+            snapshots = snapshots._replace(introspect_step=jnp.asarray(step, jnp.int32))
+            _, (_, snapshots) = update(then.params, (then.opt_state, snapshots), step)
+        state = trunk.state(self.first_jump)
+        snapshots = snapshots._replace(introspect_step=jnp.asarray(self.first_jump, jnp.int32))
+        self.finish(State(state.step, state.params, (state.opt_state, snapshots), state.seconds), update)
+
+
+def _pair(state: State) -> tuple[Any, Any]:
+    return state.params, state.opt_state
+
+
+def _saved(state: State) -> dict[str, Any]:
+    tree = jax.tree.map(np.asarray, {"params": state.params, "opt_state": state.opt_state})
+    return {**tree, "step": np.asarray(state.step), "seconds": np.asarray(state.seconds)}
+
+
+def _restored(saved: dict[str, Any]) -> State:
+    params, opt_state = jax.tree.map(jnp.asarray, (saved["params"], saved["opt_state"]))
+    return State(int(saved["step"]), params, opt_state, float(saved["seconds"]))
+
+
+def _jumps(opt_state: Any) -> runs.Line:
+    """Returns how many jumps were taken and refused."""
+    last = opt_state[-1] if isinstance(opt_state, tuple) and opt_state else None
+    if not isinstance(last, optax_introspect.IntrospectState):
+        return {}
+    return {"jumps_taken": int(last.jumps_taken), "jumps_refused": int(last.jumps_refused)}
+
+
+def training_units(experiment: Training, arms: Sequence[Arm], seeds: Sequence[int]) -> list[Unit]:
+    """Returns what there is to do for some arms and seeds; the arms that they branch from come with them."""
+    units = []
+    for seed in seeds:
+        chosen = [arm for arm in arms if seed in arm.seeds]
+        for trunk in dict.fromkeys(experiment.trunk_of(arm) for arm in chosen):
+            branches = tuple(arm for arm in chosen if arm.jump_steps and experiment.trunk_of(arm) == trunk)
+            units.append(Unit(experiment, seed, trunk, branches))
+    return units
