@@ -50,6 +50,15 @@ def test_links_lead_somewhere(page):
             assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
+def test_measurements_in_the_readme_stand_in_the_results():
+    measured_part = (ROOT / "README.md").read_text().split("## What it costs")[1].split("## Forecasters")[0]
+    rows = [line for line in measured_part.splitlines() if re.match(r"\| (?!what|optimizer|---)", line)]
+    pages = [*(ROOT / "results").glob("*.md"), *(ROOT / "results").glob("*/*.md")]
+    measured = {line for page in pages for line in page.read_text().splitlines()}
+    assert len(rows) > 10
+    assert [row for row in rows if row not in measured] == []
+
+
 def test_the_test_command_is_the_one_that_the_gate_runs():
     gate = (ROOT / ".ci" / "run").read_text()
     commands = blocks("")[0].splitlines()
