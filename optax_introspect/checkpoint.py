@@ -84,6 +84,8 @@ def save(forecaster: Introspection, path: str | Path) -> None:
             "num_points": network.num_points,
             "hidden": network.hidden,
             "activation": network.activation,
+            "use_bias": network.use_bias,
+            "relative": network.relative,
         },
     }
     weights = {name: np.asarray(value) for name, value in _weights(network).items()}
@@ -132,7 +134,7 @@ def load(path: str | Path) -> Introspection:
             config = checkpointer.restore(folder.absolute(), items)["config"]
         if config["format"] != _FORMAT:
             raise ValueError(f"its format is {config['format']!r}; known is {_FORMAT}")
-        architecture = config["network"]
+        architecture = config["network"]  # the oldest say nothing of biases and differences: the defaults are theirs
         found = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder.absolute() / "weights")).tree
         if len(architecture["hidden"]) > len(found):  # before a network of any number of layers is made
             raise ValueError(f"it has {len(found)} arrays for {len(architecture['hidden'])} hidden layers")

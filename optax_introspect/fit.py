@@ -54,6 +54,8 @@ def fit(
     *,
     hidden: Sequence[int] = (40,),
     activation: str = "relu",
+    use_bias: bool = True,
+    relative: bool = False,
     loss: str = "l1",
     scale: float = 1000.0,
     num_steps: int = 30_000,
@@ -78,6 +80,9 @@ def fit(
       examples: from :func:`optax_introspect.sample_examples`.
       hidden: units of each hidden layer.
       activation: after each hidden layer, `"relu"` or `"identity"`.
+      use_bias: whether the layers have biases.
+      relative: whether they map differences to `w_t` to the change of the weight. Relative and without biases, the
+        forecast is shifted and scaled with the weights, see :class:`optax_introspect.IntrospectionNetwork`.
       loss: `"l1"`, `"l2"` or `"percentage"`.
       scale: `c`.
       num_steps: updates to be made.
@@ -125,7 +130,9 @@ def fit(
             f"batch_size must be at most the number of training examples, {len(train.targets)}; got {batch_size}"
         )
 
-    network = IntrospectionNetwork(len(examples.points), hidden, activation, rngs=nnx.Rngs(seed))
+    network = IntrospectionNetwork(
+        len(examples.points), hidden, activation, use_bias=use_bias, relative=relative, rngs=nnx.Rngs(seed)
+    )
     graphdef, params = nnx.split(network)
     schedule = optax.exponential_decay(learning_rate, decay_every, decay_factor, staircase=True)
     tx = optax.adam(schedule)
@@ -134,6 +141,8 @@ def fit(
     settings = {
         "hidden": list(hidden),
         "activation": activation,
+        "use_bias": use_bias,
+        "relative": relative,
         "loss": loss,
         "scale": float(scale),
         "batch_size": int(batch_size),

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 
 from . import arguments
-from .network import Dense, dense_stack
+from .network import Dense, Stack, dense_stack
 from .plan import PAPER_POINTS, checked_points
 
 # The units of a network are written out one by one for the largest arrays of a tree, and for all so large that the
@@ -72,7 +72,7 @@ class Introspection:
     network: nnx.Module | nn.Module
     points: tuple[float, ...]
     scale: float
-    _stack: tuple[Dense, ...] | None = dataclasses.field(repr=False)
+    _stack: Stack | None = dataclasses.field(repr=False)
     _compact: bool = dataclasses.field(default=False, repr=False)
 
     def __call__(self, *weights: jax.Array, key: jax.Array) -> jax.Array:
@@ -80,13 +80,26 @@ class Introspection:
         del key
         if self._stack is None:
             return _in_chunks(lambda piece: self._scaled(self.definition, piece), list(weights))
-        broadcast = functools.partial(self._scaled, functools.partial(_broadcast, self._stack))
+        broadcast = functools.partial(self._stacked, _broadcast, self._stack)
         if self._compact or weights[0].size < _WRITTEN_OUT_FROM:
             return broadcast(list(weights))
-        written_out = functools.partial(self._scaled, functools.partial(_written_out, self._stack))
+        written_out = functools.partial(self._stacked, _written_out, self._stack)
         # On a GPU XLA splits the written-out form into several kernels, and keeps 31 arrays in between.
         forecast: jax.Array = lax.platform_dependent(list(weights), cuda=broadcast, rocm=broadcast, default=written_out)
         return forecast
+
+    def _stacked(
+        self,
+        form: Callable[[tuple[Dense, ...], list[jax.Array]], jax.Array],
+        stack: Stack,
+        weights: list[jax.Array],
+    ) -> jax.Array:
+        evaluate = functools.partial(self._scaled, functools.partial(form, stack.layers))
+        if not stack.relative:
+            return evaluate(weights)
+        # Of unscaled weights: their differences are exact within a factor of 2; scaled, each would be rounded first.
+        now, *before = weights
+        return now + evaluate([weight - now for weight in before])
 
     def _scaled(self, function: Callable[[list[jax.Array]], jax.Array], weights: list[jax.Array]) -> jax.Array:
         forecast = function([weight * np.float32(self.scale) for weight in weights])
@@ -111,7 +124,8 @@ def introspection(
 
     A stack of dense layers with elementwise activations, as :class:`optax_introspect.IntrospectionNetwork` is, is
     evaluated in a form that XLA fuses into one loop: no memory but for the result, no communication between devices.
-    Any other module goes through `jax.vmap`, over chunks of 16384 weights.
+    If it is relative, differences are taken first and scaled then, so that no digits are lost. Any other module goes
+    through `jax.vmap`, over chunks of 16384 weights.
 
     Args:
       network: an NNX module, or a bound Linen module (`module.bind(variables)`), from float32 `[num_points]` to `[1]`
@@ -162,8 +176,8 @@ def introspection(
         raise ValueError(f"the network must give one forecast for {len(points)} inputs; its output has shape {shape}")
     stack = dense_stack(network)
     if stack is not None:
-        few = sum(layer.kernel.size for layer in stack) <= _MOST_MULTIPLICATIONS
-        stack = _with_signs(stack) if few else None
+        few = sum(layer.kernel.size for layer in stack.layers) <= _MOST_MULTIPLICATIONS
+        stack = stack._replace(layers=_with_signs(stack.layers)) if few else None
     return Introspection(network, points, scale, stack)
 
 
@@ -369,25 +383,25 @@ def forecast_array(forecaster: Forecaster, weights: Sequence[jax.Array], key: ja
     return forecaster(*(w.astype(jnp.float32) for w in weights), key=key).astype(dtype)
 
 
-def _with_signs(stack: tuple[Dense, ...]) -> tuple[Dense, ...]:
+def _with_signs(layers: tuple[Dense, ...]) -> tuple[Dense, ...]:
     """Returns the same function with 1 and -1 as the last weights, if they are those of units with ReLU.
 
     `v max(0, z) = sign(v) max(0, |v| z)`: one multiplication less for every unit, a fifth of those of the paper's `I`.
     """
-    if len(stack) < 2 or stack[-2].activation is not nnx.relu:
-        return stack
-    *rest, hidden, last = stack
+    if len(layers) < 2 or layers[-2].activation is not nnx.relu:
+        return layers
+    *rest, hidden, last = layers
     outgoing = np.abs(last.kernel[:, 0])
     signed = Dense(hidden.kernel * outgoing, hidden.bias * outgoing, hidden.activation)
     if not (np.all(np.isfinite(signed.kernel)) and np.all(np.isfinite(signed.bias))):
-        return stack
+        return layers
     return (*rest, signed, last._replace(kernel=np.sign(last.kernel)))
 
 
-def _written_out(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Array:
-    """Evaluates a stack with every unit an elementwise expression of its own, which XLA fuses into one loop."""
+def _written_out(layers: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Array:
+    """Evaluates dense layers with every unit an elementwise expression of its own, which XLA fuses into one loop."""
     units = weights
-    for kernel, bias, activation in stack:
+    for kernel, bias, activation in layers:
         units = [
             activation(sum((unit * k for unit, k in zip(units, column, strict=True)), start=b))
             for column, b in zip(kernel.T, bias, strict=True)
@@ -396,9 +410,9 @@ def _written_out(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Arra
     return forecast
 
 
-def _broadcast(stack: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Array:
-    """Evaluates a stack with the units along a last axis, quick to compile: XLA fuses the sums over the units."""
-    first, *rest = stack
+def _broadcast(layers: tuple[Dense, ...], weights: list[jax.Array]) -> jax.Array:
+    """Evaluates dense layers with the units along a last axis, quick to compile: XLA fuses the sums over the units."""
+    first, *rest = layers
     terms = [w[..., None] * row for w, row in zip(weights, first.kernel, strict=True)]
     units = first.activation(sum(terms, start=jnp.asarray(first.bias)))
     for kernel, bias, activation in rest:

@@ -35,17 +35,28 @@ class IntrospectionNetwork(nnx.Sequential):
 
     .. math:: I(x) = W_2 \max(0, W_1 x + b_1) + b_2, \qquad W_1 \in \mathbb{R}^{40 \times 4}
 
+    or, relative to the first point, with layers `g` of that form and one input less,
+
+    .. math:: I(x) = x_1 + g(x_2 - x_1, \dots, x_m - x_1)
+
+    The latter is shift-equivariant: :math:`I(x + s) = I(x) + s`. Without biases either is scale-equivariant:
+    :math:`I(a x) = a I(x)` for positive `a`, since :math:`\max(0, a z) = a \max(0, z)`. With both properties, it
+    forecasts that a weight that has not moved will not move.
+
     It sees one weight at a time. In the paper the weights are multiplied by 1000 on the way in; that is a matter of
     the forecaster, see :func:`optax_introspect.introspection`.
 
     Args:
-      num_points: trajectory points, the inputs of the network.
+      num_points: trajectory points, `m`: it maps `[..., m]` to `[..., 1]`.
       hidden: units of each hidden layer.
       activation: `"relu"` or `"identity"` (the paper's linear `I`), after each hidden layer.
+      use_bias: whether the layers have biases.
+      relative: whether the layers map the differences to the first point to the change of the weight.
       rngs: where the initial weights come from (LeCun normal; biases are zero).
 
     Raises:
-      ValueError: an activation that is not known, or no points or units in a layer.
+      ValueError: an activation that is not known, no points or units in a layer, only one point where the network is
+        relative to it, or a `use_bias` or `relative` that is neither True nor False.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -53,31 +64,61 @@ class IntrospectionNetwork(nnx.Sequential):
       >>> network = IntrospectionNetwork(rngs=nnx.Rngs(0))
       >>> network(jnp.ones((8, 4))).shape
       (8, 1)
+      >>> equivariant = IntrospectionNetwork(use_bias=False, relative=True, rngs=nnx.Rngs(0))
+      >>> equivariant(jnp.full(4, 0.5))
+      Array([0.5], dtype=float32)
 
     References:
       Sinha et al., "Introspection: Accelerating Neural Network Training by Learning Weight Evolution", ICLR 2017,
       section 4.1.
     """
 
-    def __init__(self, num_points: int = 4, hidden: Sequence[int] = (40,), activation: str = "relu", *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_points: int = 4,
+        hidden: Sequence[int] = (40,),
+        activation: str = "relu",
+        *,
+        use_bias: bool = True,
+        relative: bool = False,
+        rngs: nnx.Rngs,
+    ):
         if not isinstance(activation, str) or activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; known are {sorted(ACTIVATIONS)}")
         if not isinstance(hidden, Sequence):
             raise ValueError(f"hidden must be a sequence such as (40,); got {hidden!r}")
+        for name, value in {"use_bias": use_bias, "relative": relative}.items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be True or False; got {value!r}")
+        num_inputs = arguments.integer("num_points", num_points)
+        if relative:
+            num_inputs -= 1
+            if not num_inputs:
+                raise ValueError("a relative network needs a second point to differ from the first; got num_points=1")
         widths = [
-            arguments.integer("num_points", num_points),
+            num_inputs,
             *(arguments.integer("units of a hidden layer", units) for units in hidden),
             1,
         ]
         layers: list[Any] = []
         for inputs, outputs in itertools.pairwise(widths):
             # A forecast moves every weight of a network: it is not the place to save multiplications.
-            layers += [nnx.Linear(inputs, outputs, precision=jax.lax.Precision.HIGHEST, rngs=rngs)]
+            layers += [nnx.Linear(inputs, outputs, use_bias=use_bias, precision=jax.lax.Precision.HIGHEST, rngs=rngs)]
             layers += [ACTIVATIONS[activation]]
         super().__init__(*layers[:-1])
         self.num_points = num_points
         self.hidden = tuple(hidden)
         self.activation = activation
+        self.use_bias = use_bias
+        self.relative = relative
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # one array, and nothing else
+        """Forecasts weights, from float32 `[..., num_points]` to `[..., 1]`."""
+        layers: Callable[[jax.Array], jax.Array] = super().__call__
+        if not self.relative:
+            return layers(x)
+        now, before = x[..., :1], x[..., 1:]
+        return now + layers(before - now)
 
 
 class Dense(NamedTuple):
@@ -96,14 +137,27 @@ class Dense(NamedTuple):
     activation: Activation
 
 
-def dense_stack(network: Any) -> tuple[Dense, ...] | None:
+class Stack(NamedTuple):
+    """A network that is nothing but dense layers, as :class:`IntrospectionNetwork` is.
+
+    Attributes:
+      layers: one after another.
+      relative: whether they map differences to the first input to what is added to it.
+    """
+
+    layers: tuple[Dense, ...]
+    relative: bool = False
+
+
+def dense_stack(network: Any) -> Stack | None:
     """Returns the layers of a network that is nothing but dense layers and elementwise activations, else None.
 
     Args:
-      network: `nnx.Sequential` of `nnx.Linear`, or a bound `linen.Sequential` of `linen.Dense`, with activations
-        among the layers that are known to be elementwise.
+      network: `nnx.Sequential` of `nnx.Linear`, :class:`IntrospectionNetwork` among them, or a bound `linen.Sequential`
+        of `linen.Dense`, with activations among the layers that are known to be elementwise.
     """
-    if type(network).__call__ is nnx.Sequential.__call__:
+    call = type(network).__call__
+    if call in (nnx.Sequential.__call__, IntrospectionNetwork.__call__):
         layers = [_nnx_layer(layer) for layer in network.layers]
     elif type(network) is nn.Sequential:
         params = nn.unbox(network.variables.get("params", {}))
@@ -119,7 +173,8 @@ def dense_stack(network: Any) -> tuple[Dense, ...] | None:
             stack[-1] = stack[-1]._replace(activation=_compose(stack[-1].activation, layer))
         else:
             return None
-    return tuple(stack) or None
+    relative = call is IntrospectionNetwork.__call__ and network.relative
+    return Stack(tuple(stack), relative) if stack else None
 
 
 def _nnx_layer(layer: Any) -> Any:

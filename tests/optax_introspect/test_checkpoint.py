@@ -72,7 +72,7 @@ def assert_same(found, expected):
     assert type(found.network) is IntrospectionNetwork
     for attribute in ("points", "scale"):
         assert getattr(found, attribute) == getattr(expected, attribute)
-    for attribute in ("num_points", "hidden", "activation"):
+    for attribute in ("num_points", "hidden", "activation", "use_bias", "relative"):
         assert getattr(found.network, attribute) == getattr(expected.network, attribute)
     have, want = weights_of(found), weights_of(expected)
     assert have.keys() == want.keys()
@@ -125,6 +125,11 @@ class TestRoundTrip:
             pytest.param({"hidden": (8, 8)}, {"scale": 0.1 + 0.2}, id="two hidden layers"),
             pytest.param({"hidden": (5, 3, 2), "activation": "identity"}, {"scale": 1e-6}, id="three"),
             pytest.param({"hidden": (400,)}, {"scale": math.pi}, id="wide"),
+            pytest.param({"use_bias": False}, {}, id="without biases"),
+            pytest.param({"relative": True}, {}, id="relative"),
+            pytest.param({"use_bias": False, "relative": True}, {}, id="equivariant"),
+            pytest.param({"use_bias": False, "relative": True, "hidden": (5, 3)}, {}, id="equivariant, two layers"),
+            pytest.param({"use_bias": False, "relative": True, "activation": "identity"}, {}, id="linear equivariant"),
             pytest.param({"num_points": 1, "hidden": (2,)}, {"points": (1,)}, id="one point"),
             pytest.param({"num_points": 2}, {"points": (1, 1 / 3)}, id="two points"),
             pytest.param({"num_points": 5}, {"points": (1, 0.9, 0.8, 0.1 + 0.2, 1e-9)}, id="five points"),
@@ -146,6 +151,13 @@ class TestRoundTrip:
         found = weights_of(load(tmp_path / "predictor"))
         for name, array in weights_of(made).items():
             assert found[name].tobytes() == array.tobytes(), name
+
+    def test_a_config_that_says_nothing_of_biases_and_differences(self, papers, copy):
+        def as_it_was(config):
+            del config["network"]["use_bias"], config["network"]["relative"]
+
+        edit(copy / "config" / "metadata", as_it_was)
+        assert_same(load(copy), papers)
 
     def test_saved_again_it_is_the_same(self, papers, saved, tmp_path):
         save(load(saved), tmp_path / "again")
@@ -199,9 +211,20 @@ class TestFiles:
             "format": 1,
             "points": [1.0, 0.7, 0.4, 0.0],
             "scale": 1000.0,
-            "network": {"num_points": 4, "hidden": [40], "activation": "relu"},
+            "network": {
+                "num_points": 4,
+                "hidden": [40],
+                "activation": "relu",
+                "use_bias": True,
+                "relative": False,
+            },
         }
         assert {key: config[key] for key in expected} == expected
+
+    def test_without_biases_there_are_none(self, tmp_path):
+        save(introspection(network_of(use_bias=False)), tmp_path / "predictor")
+        kernels = {name for name in ARRAYS if name.endswith("kernel")}
+        assert {path.name for path in (tmp_path / "predictor" / "weights").iterdir() if path.is_dir()} == kernels
 
     @pytest.mark.parametrize(("name", "shape"), ARRAYS.items())
     def test_the_arrays(self, name, shape, saved):
@@ -366,13 +389,32 @@ class TestLoadRefuses:
             ("num_points", 3), ("num_points", 5), ("num_points", 0), ("num_points", -4), ("num_points", "4"),
             ("num_points", None), ("hidden", []), ("hidden", [39]), ("hidden", [41]), ("hidden", [40, 40]),
             ("hidden", [0]), ("hidden", 40), ("hidden", "40"), ("hidden", [40.5]), ("hidden", None),
-            ("hidden", [10**12]), ("rngs", 0), ("dtype", "bfloat16"),
+            ("hidden", [10**12]), ("use_bias", False), ("use_bias", 1), ("use_bias", None), ("relative", True),
+            ("relative", 0), ("relative", "False"), ("rngs", 0), ("dtype", "bfloat16"),
         ],
     )  # fmt: skip
     def test_another_network(self, key, value, copy):
         edit(copy / "config" / "metadata", lambda config: config["network"].update({key: value}))
         with pytest.raises(ValueError, match="does not hold a whole predictor"):
             load(copy)
+
+    @pytest.mark.parametrize(
+        ("key", "message"),
+        [
+            ("relative", r"layers.0.kernel it has float32\[{}, 40\], where its network needs float32\[{}, 40\]"),
+            ("use_bias", r"for layers.0.bias it has {}, where its network needs {}"),
+        ],
+    )
+    @pytest.mark.parametrize("saved_as", [False, True])
+    def test_a_flag_that_is_flipped(self, key, message, saved_as, tmp_path):
+        save(introspection(network_of(**{key: saved_as})), tmp_path / "predictor")
+        edit(
+            tmp_path / "predictor" / "config" / "metadata",
+            lambda config: config["network"].update({key: not saved_as}),
+        )
+        parts = {"relative": ("4", "3"), "use_bias": ("nothing", r"float32\[40\]")}[key]
+        with pytest.raises(ValueError, match=message.format(*(reversed(parts) if saved_as else parts))):
+            load(tmp_path / "predictor")
 
     @pytest.mark.parametrize(
         ("key", "value"),

@@ -73,6 +73,28 @@ def test_an_evolution_that_is_not_linear_is_learned_better_than_it_is_extrapolat
     assert error < 0.6 * l1(polynomial(1, 2.0), fitted.validation)
 
 
+@pytest.mark.parametrize("activation", ["relu", "identity"])
+def test_without_biases_and_on_differences_a_linear_evolution_is_learned_wherever_it_is(activation):
+    options = {"num_steps": 3000, "learning_rate": 2e-3, "decay_every": 1000, "progress": False}
+    fitted = fit(LINEAR, activation=activation, use_bias=False, relative=True, **options)
+    assert (fitted.forecaster.network.use_bias, fitted.forecaster.network.relative) == (False, True)
+    assert l1(fitted.forecaster, fitted.validation) < 0.05 * l1(None, fitted.validation)
+    # Where no weight of the examples has been, and a hundred times as fast.
+    elsewhere = make_examples(lambda random, steps: 2 + 100 * linear(random, steps), seed=1)
+    assert l1(fitted.forecaster, elsewhere) < 0.05 * l1(None, elsewhere)
+
+
+@pytest.mark.parametrize("use_bias", [False, True])
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_fit_is_of_the_network_of_the_arguments(use_bias, relative, tmp_path):
+    fitted = fit(LINEAR, use_bias=use_bias, relative=relative, workdir=tmp_path, **QUICK)
+    network = fitted.forecaster.network
+    assert (network.use_bias, network.relative) == (use_bias, relative)
+    shapes = [leaf.shape for leaf in weights_of(fitted)]
+    assert shapes == ([(40,), (4 - relative, 40), (1,), (40, 1)] if use_bias else [(4 - relative, 40), (40, 1)])
+    assert same(fitted, fit(LINEAR, use_bias=use_bias, relative=relative, workdir=tmp_path, **QUICK))
+
+
 def test_the_identity_makes_the_forecast_affine():
     fitted = fit(LINEAR, activation="identity", num_steps=200, progress=False)
     x, y = 0.01 * np.random.default_rng(0).normal(size=(2, 4, 50)).astype(np.float32)
@@ -250,6 +272,8 @@ def finished(tmp_path_factory):
     [
         ({"hidden": (41,)}, "hidden was [40] and is [41]"),
         ({"activation": "identity"}, "activation was 'relu' and is 'identity'"),
+        ({"use_bias": False}, "use_bias was True and is False"),
+        ({"relative": True}, "relative was False and is True"),
         ({"loss": "l2"}, "loss was 'l1' and is 'l2'"),
         ({"scale": 999.0}, "scale was 1000.0 and is 999.0"),
         ({"batch_size": 21}, "batch_size was 20 and is 21"),
@@ -294,6 +318,12 @@ def test_there_must_be_examples_for_a_batch():
     assert len(fit(examples, batch_size=18, **QUICK).train.targets) == 18
 
 
+def test_there_must_be_a_point_to_differ_from_the_first():
+    examples = make_examples(linear, points=(1.0,))
+    with pytest.raises(ValueError, match="a relative network needs a second point"):
+        fit(examples, relative=True, **QUICK)
+
+
 def test_there_must_be_weights_for_both_parts():
     with pytest.raises(ValueError, match=re.escape("leave both parts some; got 0.1 of 3")):
         fit(make_examples(linear, num_weights=3), **QUICK)
@@ -305,6 +335,8 @@ def test_there_must_be_weights_for_both_parts():
         ("loss", "l3", "unknown loss 'l3'; known are ['l1', 'l2', 'percentage']"),
         ("activation", "tanh", "unknown activation 'tanh'; known are ['identity', 'relu']"),
         ("hidden", (40, 0), "units of a hidden layer must be a positive integer; got 0"),
+        ("use_bias", 0, "use_bias must be True or False; got 0"),
+        ("relative", "yes", "relative must be True or False; got 'yes'"),
         ("validation_share", 0, "between 0 and 1 and leave both parts some; got 0 of"),
         ("validation_share", 1.0, "between 0 and 1 and leave both parts some; got 1.0 of"),
         *(

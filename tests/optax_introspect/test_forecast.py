@@ -74,14 +74,17 @@ def magnitude_of_terms(made, weights, lipschitz):
 
     A sum in float32 errs by a small multiple of its epsilon times the sum of the magnitudes of its terms, however
     much of that cancels; and so does a stack of sums, with the magnitudes handed on from layer to layer:
-    `m' = L (|W|^T m + |b|) + |f(0)|` for an activation `f` of Lipschitz constant `L`.
+    `m' = L (|W|^T m + |b|) + |f(0)|` for an activation `f` of Lipschitz constant `L`. A difference is such a sum too.
     """
     units = np.abs(np.stack([np.asarray(weight).astype(np.float64) for weight in weights], -1)) * made.scale
-    for (kernel, bias, _), functions in zip(made._stack, lipschitz, strict=True):
+    now = 0
+    if made._stack.relative:
+        now, units = units[..., 0], units[..., 1:] + units[..., :1]
+    for (kernel, bias, _), functions in zip(made._stack.layers, lipschitz, strict=True):
         units = units @ np.abs(kernel.astype(np.float64)) + np.abs(bias)
         for constant, at_zero in functions:
             units = constant * units + at_zero
-    return units[..., 0] / made.scale
+    return (now + units[..., 0]) / made.scale
 
 
 @st.composite
@@ -118,7 +121,7 @@ def build(stack):
         layers += [layer, *(LIPSCHITZ[name][0] for name in names)]
     network = nnx.Sequential(*layers) if stack.flax == "nnx" else nn.Sequential(layers).bind({"params": params})
     made = introspection(network, points=PAPER_POINTS[: stack.widths[0]], scale=stack.scale)
-    assert [layer.kernel.shape for layer in made._stack] == list(itertools.pairwise(stack.widths))
+    assert [layer.kernel.shape for layer in made._stack.layers] == list(itertools.pairwise(stack.widths))
     return made, [[LIPSCHITZ[name][1:] for name in names] for names in stack.activations]
 
 
@@ -225,13 +228,176 @@ class TestFusedForms:
         assert largest._stack is not None  # 1020 multiplications
         assert larger._stack is None  # 1025
 
-    @pytest.mark.parametrize("hidden", [(40,), (8, 8), (16, 16), ()], ids=str)
+    @pytest.mark.parametrize(
+        ("hidden", "relative"), [((40,), False), ((40,), True), ((8, 8), False), ((16, 16), False), ((), True)], ids=str
+    )
     @pytest.mark.parametrize(("form", "size"), [("written out", MANY), ("broadcast", (1 << 16) - 1)], ids=str)
-    def test_take_no_memory(self, form, size, hidden):
-        made = introspection(IntrospectionNetwork(hidden=hidden, rngs=nnx.Rngs(0)))
+    def test_take_no_memory(self, form, size, hidden, relative):
+        made = introspection(IntrospectionNetwork(hidden=hidden, relative=relative, rngs=nnx.Rngs(0)))
         memory = in_form(form, memory_of, made, size)
         assert memory.output_size_in_bytes == 4 * size
         assert memory.temp_size_in_bytes < min(MIB, 4 * size / 10)
+
+
+@st.composite
+def networks(draw, **given):
+    """Draws the forecaster of an introspection network none of whose weights is zero."""
+    relative = given.get("relative", draw(st.booleans()))
+    num_points = draw(st.integers(1 + relative, 4))
+    network = IntrospectionNetwork(
+        num_points,
+        draw(st.lists(st.integers(1, 6), max_size=3)),
+        draw(st.sampled_from(sorted(ACTIVATIONS))),
+        use_bias=given.get("use_bias", draw(st.booleans())),
+        relative=relative,
+        rngs=nnx.Rngs(0),
+    )
+    with_random_weights(network, draw(st.integers(0, 2**32 - 1)))
+    scale = draw(st.sampled_from([1000.0, 1.0, 0.37]))
+    return introspection(network, points=PAPER_POINTS[:num_points], scale=scale)
+
+
+def with_random_weights(network, seed=0):
+    rng = np.random.default_rng(seed)
+    for variable in jax.tree.leaves(nnx.state(network), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        variable[...] = jnp.asarray(rng.normal(size=variable.shape), jnp.float32)
+    return network
+
+
+def in_both_forms(made, weights):
+    """Evaluates a forecaster in its fused forms, in one compiled function."""
+    return jax.jit(lambda *weights: [in_form(form, lambda: made(*weights, key=KEY)) for form in FORMS])(*weights)
+
+
+class TestVariants:
+    """Introspection networks without biases, and on differences to the weight now."""
+
+    @pytest.mark.parametrize("activation", ["relu", "identity"])
+    @pytest.mark.parametrize("use_bias", [False, True])
+    @pytest.mark.parametrize("relative", [False, True])
+    def test_equal_the_definition_and_the_formula(self, relative, use_bias, activation):
+        network = with_random_weights(
+            IntrospectionNetwork(4, (40,), activation, use_bias=use_bias, relative=relative, rngs=nnx.Rngs(0))
+        )
+        made = introspection(network)
+        assert made._stack.relative is relative
+        weights = arrays((5, 7))
+        first, last = network.layers[0], network.layers[2]
+        w1, w2 = (np.asarray(layer.kernel[...], np.float64) for layer in (first, last))
+        b1, b2 = (np.asarray(layer.bias[...], np.float64) if use_bias else 0 for layer in (first, last))
+        x = 1000 * np.stack([np.asarray(w, np.float64) for w in weights], -1)
+        z = (x[..., 1:] - x[..., :1] if relative else x) @ w1 + b1
+        change = (np.maximum(z, 0) if activation == "relu" else z) @ w2 + b2
+        expected = (x[..., :1] + change if relative else change)[..., 0] / 1000
+        terms = magnitude_of_terms(made, weights, [[(1, 0)], []])
+        for found in (*in_both_forms(made, weights), by_definition(made, weights)):
+            assert (found.shape, found.dtype) == ((5, 7), jnp.float32)
+            np.testing.assert_array_less(np.abs(found - expected), 1e-6 * terms)
+
+    @hypothesis.settings(max_examples=25, derandomize=True, deadline=None, database=None)
+    @hypothesis.given(made=networks(), shape=st.sampled_from([(), (0,), (7,), (3, 5)]), seed=st.integers(0, 2**32 - 1))
+    def test_equal_the_definition(self, made, shape, seed):
+        weights = arrays(shape, len(made.points), seed=seed)
+        lipschitz = [[(1, 0)]] * len(made._stack.layers)
+        tolerance = 1e-6 * magnitude_of_terms(made, weights, lipschitz)
+        for found in in_both_forms(made, weights):
+            assert found.shape == shape
+            assert (np.abs(found - by_definition(made, weights)) <= tolerance).all()
+
+    @hypothesis.settings(max_examples=25, derandomize=True, deadline=None, database=None)
+    @hypothesis.given(made=networks(relative=True), shift=st.integers(-1000, 1000), seed=st.integers(0, 2**32 - 1))
+    def test_relative_they_shift_with_the_weights(self, made, shift, seed):
+        # Multiples of 1/64, of which sums and differences are exact: only the last addition is rounded.
+        rng = np.random.default_rng(seed)
+        weights = [rng.integers(-128, 128, 33).astype(np.float32) / 64 for _ in made.points]
+        forecasts, shifted = (in_both_forms(made, ws) for ws in (weights, [w + shift for w in weights]))
+        for before, after in zip(np.asarray(forecasts, np.float64), np.asarray(shifted, np.float64), strict=True):
+            rounded = np.spacing(np.float32(np.abs(before) + abs(shift)))
+            np.testing.assert_array_less(np.abs(after - (before + shift)), rounded)
+
+    @hypothesis.settings(max_examples=25, derandomize=True, deadline=None, database=None)
+    @hypothesis.given(made=networks(use_bias=False), power=st.integers(-20, 20), seed=st.integers(0, 2**32 - 1))
+    def test_without_biases_they_scale_with_the_weights(self, made, power, seed):
+        weights = arrays((33,), len(made.points), seed=seed)
+        factor = np.float32(2.0**power)  # which changes no digit of any sum or product
+        forecasts, scaled = (in_both_forms(made, ws) for ws in (weights, [factor * w for w in weights]))
+        for one, other in zip(forecasts, scaled, strict=True):
+            np.testing.assert_array_equal(other, factor * one)
+
+    @hypothesis.settings(max_examples=25, derandomize=True, deadline=None, database=None)
+    @hypothesis.given(
+        made=networks(use_bias=False, relative=True),
+        shift=st.floats(-100, 100, width=32),
+        factor=st.floats(2**-7, 100, width=32),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_with_both_they_shift_and_scale_by_any_numbers(self, made, shift, factor, seed):
+        weights = arrays((33,), len(made.points), seed=seed)
+        moved = [np.float32(factor) * w + np.float32(shift) for w in weights]
+        # Moving the weights rounds them, which the network magnifies as it magnifies their errors.
+        tolerance = 2e-6 * (
+            factor * magnitude_of_terms(made, weights, [[(1, 0)]] * len(made._stack.layers))
+            + magnitude_of_terms(made, moved, [[(1, 0)]] * len(made._stack.layers))
+        )
+        for one, other in zip(in_both_forms(made, weights), in_both_forms(made, moved), strict=True):
+            expected = factor * np.asarray(one, np.float64) + shift
+            assert (np.abs(np.asarray(other, np.float64) - expected) <= tolerance).all()
+
+    @pytest.mark.parametrize("scale", [1000.0, 0.37])
+    def test_weights_that_stayed_stay_exactly(self, scale):
+        network = with_random_weights(IntrospectionNetwork(use_bias=False, relative=True, rngs=nnx.Rngs(0)))
+        w = jnp.array([1e6 / 3, 1e-30, -7.1, 0.0])
+        for found in in_both_forms(introspection(network, scale=scale), [w] * 4):
+            np.testing.assert_array_equal(found, w)
+
+    @pytest.mark.parametrize("use_bias", [False, True])
+    def test_nothing_is_lost_of_the_small_changes_of_a_large_weight(self, use_bias):
+        network = with_random_weights(IntrospectionNetwork(use_bias=use_bias, relative=True, rngs=nnx.Rngs(0)))
+        made = introspection(network)
+        # Changes by the last digits, and their forecast by a network in float64.
+        steps = np.random.default_rng(0).integers(-64, 64, (4, 50))
+        weights = list((100 + steps * 2.0**-17).astype(np.float32))
+        exact = np.stack(weights, -1).astype(np.float64)
+        units = 1000 * (exact[:, 1:] - exact[:, :1])
+        for kernel, bias, activation in made._stack.layers:
+            units = units @ kernel.astype(np.float64) + bias
+            units = np.maximum(units, 0) if activation is nnx.relu else units
+        expected = exact[:, 0] + units[:, 0] / 1000
+        assert np.ptp(expected) > 100 * np.spacing(np.float32(100))
+        for found in in_both_forms(made, weights):
+            np.testing.assert_array_less(np.abs(found - expected), 0.51 * np.spacing(np.float32(100)))
+
+    @pytest.mark.parametrize("use_bias", [False, True])
+    def test_many_units_go_through_vmap(self, use_bias, monkeypatch):
+        monkeypatch.setattr(forecast, "_CHUNK", 16)
+        network = with_random_weights(
+            IntrospectionNetwork(hidden=(300,), use_bias=use_bias, relative=True, rngs=nnx.Rngs(0))
+        )
+        made = introspection(network)
+        assert made._stack is None
+        weights = arrays((5, 7))
+        expected = network(1000 * jnp.stack(weights, -1))[..., 0] / 1000
+        np.testing.assert_allclose(made(*weights, key=KEY), expected, rtol=1e-5, atol=1e-4)
+
+    def test_a_subclass_that_is_called_in_its_own_way_goes_through_vmap(self):
+        class Negative(IntrospectionNetwork):
+            def __call__(self, x):
+                return -super().__call__(x)
+
+        own, usual = (
+            introspection(with_random_weights(make(relative=True, rngs=nnx.Rngs(0))))
+            for make in (Negative, IntrospectionNetwork)
+        )
+        assert own._stack is None
+        weights = arrays((5, 7))
+        expected = -usual(*weights, key=KEY)
+        np.testing.assert_allclose(own(*weights, key=KEY), expected, rtol=1e-5, atol=1e-4)
+        assert np.any(expected)
+
+    @pytest.mark.parametrize("num_points", [3, 5])
+    def test_wrong_number_of_inputs(self, num_points):
+        with pytest.raises(ValueError, match="must take 4 inputs, one for each of the points"):
+            introspection(IntrospectionNetwork(num_points, relative=True, rngs=nnx.Rngs(0)))
 
 
 def memory_of(made, size):

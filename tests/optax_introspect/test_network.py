@@ -1,14 +1,18 @@
+import itertools
+import re
 from itertools import pairwise
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from hypothesis import strategies as st
 
 from optax_introspect import IntrospectionNetwork
-from optax_introspect.network import _ELEMENTWISE, ACTIVATIONS, Dense, dense_stack
+from optax_introspect.network import _ELEMENTWISE, ACTIVATIONS, Dense, Stack, dense_stack
 
 
 def linear(inputs, outputs, **arguments):
@@ -20,18 +24,30 @@ def bound(*layers, num_points=4, seed=0):
     return network.bind(network.init(jax.random.key(seed), jnp.zeros(num_points)))
 
 
+def with_random_weights(network, seed=0):
+    """Gives every weight of a network another value than 0, biases too."""
+    rng = np.random.default_rng(seed)
+    for variable in jax.tree.leaves(nnx.state(network), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        variable[...] = jnp.asarray(rng.normal(size=variable.shape), jnp.float32)
+    return network
+
+
 def evaluate(stack, x):
-    for kernel, bias, activation in stack:
+    now = 0
+    if stack.relative:
+        now, x = x[..., :1], x[..., 1:] - x[..., :1]
+    for kernel, bias, activation in stack.layers:
         x = np.asarray(activation(jnp.asarray(x @ kernel + bias)))
-    return x
+    return now + x
 
 
-def assert_stack_is_the_network(network, shapes, num_points=4):
+def assert_stack_is_the_network(network, shapes, num_points=4, relative=False):
     stack = dense_stack(network)
-    assert stack is not None
-    assert [layer.kernel.shape for layer in stack] == shapes
-    assert [layer.bias.shape for layer in stack] == [(outputs,) for _, outputs in shapes]
-    for layer in stack:
+    assert type(stack) is Stack
+    assert stack.relative is relative
+    assert [layer.kernel.shape for layer in stack.layers] == shapes
+    assert [layer.bias.shape for layer in stack.layers] == [(outputs,) for _, outputs in shapes]
+    for layer in stack.layers:
         for array in layer[:2]:
             assert type(array) is np.ndarray
             assert array.dtype == np.float32
@@ -43,6 +59,7 @@ class TestIntrospectionNetwork:
     def test_the_papers_network_by_default(self):
         network = IntrospectionNetwork(rngs=nnx.Rngs(0))
         assert (network.num_points, network.hidden, network.activation) == (4, (40,), "relu")
+        assert (network.use_bias, network.relative) == (True, False)
         shapes = jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(network)))
         assert shapes == {"layers": {0: {"kernel": (4, 40), "bias": (40,)}, 2: {"kernel": (40, 1), "bias": (1,)}}}
 
@@ -100,11 +117,109 @@ class TestIntrospectionNetwork:
         with pytest.raises(ValueError, match=r"unknown activation 'gelu'; known are \['identity', 'relu'\]"):
             IntrospectionNetwork(activation="gelu", rngs=nnx.Rngs(0))
 
+    @pytest.mark.parametrize("value", [0, 1, None, "True", np.True_, [True]], ids=repr)
+    @pytest.mark.parametrize("name", ["use_bias", "relative"])
+    def test_neither_true_nor_false(self, name, value):
+        with pytest.raises(ValueError, match=re.escape(f"{name} must be True or False; got {value!r}")):
+            IntrospectionNetwork(**{name: value}, rngs=nnx.Rngs(0))
+
+    def test_relative_to_the_only_point(self):
+        with pytest.raises(ValueError, match=r"^a relative network needs a second point .*; got num_points=1$"):
+            IntrospectionNetwork(1, relative=True, rngs=nnx.Rngs(0))
+
+    @pytest.mark.parametrize("relative", [False, True])
     @pytest.mark.parametrize("arguments", [{"num_points": 0}, {"hidden": (40, 0)}, {"hidden": (-1,)}])
-    def test_layers_without_units(self, arguments):
+    def test_layers_without_units(self, arguments, relative):
         name = "num_points" if "num_points" in arguments else "units of a hidden layer"
         with pytest.raises(ValueError, match=rf"^{name} must be a positive integer; got (0|-1)$"):
-            IntrospectionNetwork(rngs=nnx.Rngs(0), **arguments)
+            IntrospectionNetwork(rngs=nnx.Rngs(0), relative=relative, **arguments)
+
+
+class TestVariants:
+    """Networks without biases, and on differences to the first point."""
+
+    @pytest.mark.parametrize("use_bias", [False, True])
+    @pytest.mark.parametrize("relative", [False, True])
+    @pytest.mark.parametrize(("num_points", "hidden"), [(2, ()), (2, (1,)), (4, (40,)), (3, (5, 3))])
+    def test_shapes(self, num_points, hidden, relative, use_bias):
+        network = IntrospectionNetwork(num_points, hidden, use_bias=use_bias, relative=relative, rngs=nnx.Rngs(0))
+        assert (network.num_points, network.use_bias, network.relative) == (num_points, use_bias, relative)
+        widths = (num_points - relative, *hidden, 1)
+        parameters = {
+            (2 * i, name): shape
+            for i, (inputs, outputs) in enumerate(pairwise(widths))
+            for name, shape in {"kernel": (inputs, outputs), "bias": (outputs,)}.items()
+            if use_bias or name != "bias"
+        }
+        found = {path[1:]: variable.shape for path, variable in nnx.to_flat_state(nnx.state(network))}
+        assert found == parameters
+        for batch in ((), (8,), (3, 2)):
+            output = jax.eval_shape(network, jax.ShapeDtypeStruct((*batch, num_points), jnp.float32))
+            assert output.shape == (*batch, 1)
+            assert output.dtype == jnp.float32
+
+    @pytest.mark.parametrize("activation", ["relu", "identity"])
+    @pytest.mark.parametrize("use_bias", [False, True])
+    @pytest.mark.parametrize("relative", [False, True])
+    def test_computes_the_formula(self, relative, use_bias, activation):
+        network = with_random_weights(
+            IntrospectionNetwork(4, (40,), activation, use_bias=use_bias, relative=relative, rngs=nnx.Rngs(0))
+        )
+        first, last = network.layers[0], network.layers[2]
+        w1, w2 = (np.asarray(layer.kernel[...], np.float64) for layer in (first, last))
+        b1, b2 = (np.asarray(layer.bias[...], np.float64) if use_bias else 0 for layer in (first, last))
+        x = np.random.default_rng(1).normal(size=(50, 4)).astype(np.float32)
+        z = (x[:, 1:] - x[:, :1] if relative else x) @ w1 + b1
+        change = (np.maximum(z, 0) if activation == "relu" else z) @ w2 + b2
+        expected = x[:, :1] + change if relative else change
+        np.testing.assert_allclose(network(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5)
+
+    @hypothesis.settings(max_examples=60, derandomize=True, deadline=None, database=None)
+    @hypothesis.given(
+        hidden=st.lists(st.integers(1, 6), max_size=3),
+        activation=st.sampled_from(["relu", "identity"]),
+        use_bias=st.booleans(),
+        shift=st.integers(-1000, 1000),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_relative_it_shifts_with_the_weights(self, hidden, activation, use_bias, shift, seed):
+        network = with_random_weights(
+            IntrospectionNetwork(4, hidden, activation, use_bias=use_bias, relative=True, rngs=nnx.Rngs(0)), seed
+        )
+        # Multiples of 1/64, of which sums and differences are exact: only the last addition is rounded.
+        x = np.random.default_rng(seed).integers(-128, 128, (20, 4)).astype(np.float32) / 64
+        before, after = (np.asarray(network(jnp.asarray(points)), np.float64) for points in (x, x + shift))
+        rounded = np.spacing(np.float32(np.abs(before) + abs(shift)))
+        np.testing.assert_array_less(np.abs(after - (before + shift)), rounded)
+
+    @hypothesis.settings(max_examples=60, derandomize=True, deadline=None, database=None)
+    @hypothesis.given(
+        hidden=st.lists(st.integers(1, 6), max_size=3),
+        activation=st.sampled_from(["relu", "identity"]),
+        relative=st.booleans(),
+        power=st.integers(-20, 20),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    def test_without_biases_it_scales_with_the_weights(self, hidden, activation, relative, power, seed):
+        network = with_random_weights(
+            IntrospectionNetwork(4, hidden, activation, use_bias=False, relative=relative, rngs=nnx.Rngs(0)), seed
+        )
+        x = jnp.asarray(np.random.default_rng(seed).normal(size=(20, 4)), jnp.float32)
+        np.testing.assert_array_equal(network(2.0**power * x), 2.0**power * network(x))
+
+    def test_the_others_do_not(self):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 4)), jnp.float32)
+        for use_bias, relative in itertools.product((False, True), repeat=2):
+            network = with_random_weights(IntrospectionNetwork(use_bias=use_bias, relative=relative, rngs=nnx.Rngs(0)))
+            shifts, scales = network(x + 3) - network(x) - 3, network(4 * x) - 4 * network(x)
+            assert np.allclose(shifts, 0, atol=1e-3) == relative
+            assert np.allclose(scales, 0, atol=1e-3) == (not use_bias)
+            assert not np.allclose(network(-x), -network(x), atol=1e-1)  # ReLU is homogeneous for positive factors
+
+    def test_a_weight_that_did_not_move_stays_exactly(self):
+        network = IntrospectionNetwork(use_bias=False, relative=True, rngs=nnx.Rngs(0))
+        w = np.array([1e6 / 3, 1e-30, -7.1, 0.0], np.float32)
+        np.testing.assert_array_equal(network(jnp.asarray(np.stack([w] * 4, -1)))[:, 0], w)
 
 
 def is_elementwise(function):
@@ -154,6 +269,28 @@ class TestDenseStack:
         widths = (3, *hidden, 1)
         assert_stack_is_the_network(network, list(pairwise(widths)), num_points=3)
 
+    @pytest.mark.parametrize("activation", ["relu", "identity"])
+    @pytest.mark.parametrize("use_bias", [False, True])
+    @pytest.mark.parametrize("relative", [False, True])
+    def test_variants_of_the_introspection_network(self, relative, use_bias, activation):
+        network = with_random_weights(
+            IntrospectionNetwork(4, (5, 2), activation, use_bias=use_bias, relative=relative, rngs=nnx.Rngs(0))
+        )
+        assert_stack_is_the_network(network, [(4 - relative, 5), (5, 2), (2, 1)], relative=relative)
+
+    def test_a_subclass_of_the_introspection_network(self):
+        class Named(IntrospectionNetwork):
+            name = "mine"
+
+        network = with_random_weights(Named(3, (5,), relative=True, rngs=nnx.Rngs(0)))
+        assert_stack_is_the_network(network, [(2, 5), (5, 1)], num_points=3, relative=True)
+
+    def test_an_attribute_of_another_class_that_is_called_relative(self):
+        class Relative(nnx.Sequential):
+            relative = True
+
+        assert_stack_is_the_network(Relative(linear(4, 3), nnx.relu, linear(3, 1)), [(4, 3), (3, 1)])
+
     def test_nnx_sequential(self):
         network = nnx.Sequential(linear(4, 5), nnx.tanh, linear(5, 2), nnx.gelu, linear(2, 1))
         assert_stack_is_the_network(network, [(4, 5), (5, 2), (2, 1)])
@@ -176,7 +313,7 @@ class TestDenseStack:
     )
     def test_without_bias(self, network):
         assert_stack_is_the_network(network, [(4, 5), (5, 1)])
-        for layer in dense_stack(network):
+        for layer in dense_stack(network).layers:
             np.testing.assert_array_equal(layer.bias, np.zeros(layer.kernel.shape[1]))
 
     @pytest.mark.parametrize(
@@ -213,14 +350,14 @@ class TestDenseStack:
 
     def test_keeps_the_weights_of_the_moment(self):
         network = nnx.Sequential(linear(2, 1))
-        (layer,) = dense_stack(network)
+        (layer,) = dense_stack(network).layers
         before = layer.kernel.copy()
         network.layers[0].kernel[...] = jnp.zeros((2, 1))
         np.testing.assert_array_equal(layer.kernel, before)
         assert np.any(before)
 
     def test_is_made_of_dense(self):
-        (layer,) = dense_stack(nnx.Sequential(linear(2, 1)))
+        (layer,) = dense_stack(nnx.Sequential(linear(2, 1))).layers
         assert type(layer) is Dense
         assert Dense._fields == ("kernel", "bias", "activation")
 
@@ -230,6 +367,11 @@ def unknown(x):
 
 
 class OwnCall(nnx.Sequential):
+    def __call__(self, x):
+        return -super().__call__(x)
+
+
+class OwnIntrospectionNetwork(IntrospectionNetwork):
     def __call__(self, x):
         return -super().__call__(x)
 
@@ -276,6 +418,8 @@ class TestNotAStack:
             pytest.param(nnx.Sequential(linear(4, 5), unknown, linear(5, 1)), id="unknown function"),
             pytest.param(nnx.Sequential(linear(4, 5), lambda x: nnx.relu(x), linear(5, 1)), id="lambda"),
             pytest.param(OwnCall(linear(4, 5), nnx.relu, linear(5, 1)), id="own call"),
+            pytest.param(OwnIntrospectionNetwork(rngs=nnx.Rngs(0)), id="own introspection network"),
+            pytest.param(OwnIntrospectionNetwork(relative=True, rngs=nnx.Rngs(0)), id="own relative network"),
             pytest.param(nnx.Sequential(linear(4, 5, dtype=jnp.bfloat16), linear(5, 1)), id="bfloat16"),
             pytest.param(nnx.Sequential(linear(4, 5), linear(5, 1, dtype=jnp.float16)), id="float16"),
             pytest.param(nnx.Sequential(nnx.relu, linear(4, 1)), id="activation first"),
