@@ -12,12 +12,14 @@ from .benchmark import benchmark
 from .precision import precision
 from .predictor import predictor
 from .quickstart import quickstart
+from .report import report
 from .run import list_experiments, run
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
     "list": list_experiments,
     "run": run,
+    "report": report,
     "predictor": predictor,
     "benchmark": benchmark,
     "precision": precision,

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ import tyro
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import runs
 from .data import load_mnist
@@ -61,7 +62,8 @@ def list_experiments(workdir: Path = WORKDIR) -> None:
     Args:
       workdir: the folder whose complete runs are counted.
     """
-    table = Table("name", "question", "arms", "seeds", "minutes", "done", box=box.SIMPLE)
+    name_column = Column("name", no_wrap=True)  # or it could not be typed
+    table = Table(name_column, "question", "arms", "seeds", "minutes", "done", box=box.SIMPLE)
     for name, experiment in EXPERIMENTS.items():
         expected = [(arm.name, seed) for arm in experiment.arms for seed in _seeds(experiment, arm)]
         done = sum(runs.path_of(workdir, name, arm, seed).exists() for arm, seed in expected)
@@ -125,8 +127,10 @@ def run(
                 unit.check(context)
             # The longest first, so that no core is idle for long at the end.
             units = sorted((u for u in units if u.steps(context) > 0), key=lambda u: -u.steps(context))
-            if units and not stopped:
+            if units:
                 stopped = _run_all(units, context, processes, data_dir, console)
+            if stopped:
+                break
     console.print(f"{'Stopped: the same command goes on.' if stopped else 'Complete.'} Results are in {workdir}")
 
 
@@ -246,6 +250,7 @@ _context: Context  # of a worker
 
 def _begin_worker(free_cores: Any, news: Any, workdir: Path, deadline: float | None, data_dir: Path | None) -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     # Two runs on a core each make 1.3 (MNIST_1) to 1.7 times (MNIST_3) the steps of one run on two cores.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {free_cores.get()})
@@ -254,6 +259,14 @@ def _begin_worker(free_cores: Any, news: Any, workdir: Path, deadline: float | N
 
 
 _news: Any  # where a worker tells of its steps
+
+
+def _die_with_parent() -> None:
+    """Ends this process when the one that started it is gone, lest it go on where the next `run` wants to."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(number: int, unit: Unit) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import multiprocessing
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ CHECKPOINT_SECONDS = 30.0
 
 
 class StoppedError(Exception):
-    """The time is up, or whoever started this process is gone; everything is on disk."""
+    """The time is up; everything is on disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +50,7 @@ class Context:
 
     def check_time(self) -> None:
         """Raises `StoppedError` if it is time to."""
-        parent = multiprocessing.parent_process()
-        if (self.deadline is not None and time.time() > self.deadline) or (parent and not parent.is_alive()):
+        if self.deadline is not None and time.time() > self.deadline:
             raise StoppedError
 
     @property
@@ -63,17 +61,26 @@ class Context:
 
 @dataclasses.dataclass
 class State:
-    """Where a run is: `step` updates were made, in `seconds` of training."""
+    """Where a run is.
+
+    Attributes:
+      step: updates made.
+      params: what is trained.
+      opt_state: of the optimizer.
+      seconds: of training, on the clock.
+      cpu_seconds: of this process, which on a core of its own are the same, but not if others work there too.
+    """
 
     step: int
     params: Any
     opt_state: Any
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
     def copy(self) -> "State":
         """Returns a state in buffers of its own, since every step writes into those that it is given."""
         params, opt_state = jax.tree.map(jnp.copy, (self.params, self.opt_state))
-        return State(self.step, params, opt_state, self.seconds)
+        return dataclasses.replace(self, params=params, opt_state=opt_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +204,7 @@ class _Trainer:
             saved_at, reported, finite = time.monotonic(), state.step, True
             if latest is None and began_at == 0:
                 self._measure(state, journal)
-            while state.step < self.arm.steps and finite:
+            while state.step < self.arm.steps:
                 self.keep(state)
                 self._step(state, update)
                 if state.step not in self.measured:
@@ -205,6 +212,8 @@ class _Trainer:
                 finite = self._measure(state, journal)
                 self.context.advance(state.step - reported)
                 reported = state.step
+                if not finite:
+                    break  # with no checkpoint, from which it would go on
                 if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     journal.commit()  # a checkpoint must not be ahead of it
                     checkpoints.save(state.step, args=ocp.args.StandardSave(_saved(state)))
@@ -223,12 +232,13 @@ class _Trainer:
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def _step(self, state: State, update: StepFunction) -> None:
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         state.params, state.opt_state = update(state.params, state.opt_state, state.step)
         state.step += 1
         if state.step in self.measured:
             jax.block_until_ready(state.params)
         state.seconds += time.perf_counter() - began
+        state.cpu_seconds += time.process_time() - cpu_began
 
     def _measure(self, state: State, journal: runs.Journal) -> bool:
         """Writes down what is measured; returns whether it is finite."""
@@ -240,7 +250,8 @@ class _Trainer:
             self.task.logits(weights, images.test_images),
             images.test_labels,
         )
-        journal.write({"step": state.step, "seconds": state.seconds, **found._asdict()})
+        clocks = {"seconds": state.seconds, "cpu_seconds": state.cpu_seconds}
+        journal.write({"step": state.step, **clocks, **found._asdict()})
         return math.isfinite(found.train_loss) and math.isfinite(found.test_loss)
 
     def keep(self, state: State) -> None:
@@ -311,7 +322,7 @@ class _Branch(_Trainer):
             _, (_, snapshots) = update(then.params, (then.opt_state, snapshots), step)
         state = trunk.state(self.first_jump)
         snapshots = snapshots._replace(introspect_step=jnp.asarray(self.first_jump, jnp.int32))
-        self.finish(State(state.step, state.params, (state.opt_state, snapshots), state.seconds), update)
+        self.finish(dataclasses.replace(state, opt_state=(state.opt_state, snapshots)), update)
 
 
 def _pair(state: State) -> tuple[Any, Any]:
@@ -319,13 +330,14 @@ def _pair(state: State) -> tuple[Any, Any]:
 
 
 def _saved(state: State) -> dict[str, Any]:
-    tree = jax.tree.map(np.asarray, {"params": state.params, "opt_state": state.opt_state})
-    return {**tree, "step": np.asarray(state.step), "seconds": np.asarray(state.seconds)}
+    tree: dict[str, Any] = jax.tree.map(np.asarray, dict(vars(state)))
+    return tree
 
 
 def _restored(saved: dict[str, Any]) -> State:
     params, opt_state = jax.tree.map(jnp.asarray, (saved["params"], saved["opt_state"]))
-    return State(int(saved["step"]), params, opt_state, float(saved["seconds"]))
+    numbers = {name: saved[name].item() for name in ("step", "seconds", "cpu_seconds")}
+    return State(params=params, opt_state=opt_state, **numbers)
 
 
 def _jumps(opt_state: Any) -> runs.Line:

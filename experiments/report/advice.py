@@ -1,0 +1,100 @@
+"""When to use jumps and when not: one paragraph, worded by rule from the numbers."""
+
+import numpy as np
+
+from .results import Results
+from .sections.budgets import EXPERIMENTS as BUDGETS
+from .sections.budgets import MEASURES, saved
+from .sections.comparison import ROWS
+from .sections.rates import EXPERIMENTS as RATES
+from .sections.rates import all_tried, headline
+from .statistics import Paired
+from .verdicts import sign
+from .wording import both_seeds, interval, listed, number
+
+_POINTS = "percentage points"
+
+
+def advice(results: Results) -> str:
+    """Returns the paragraph; what is not known yet is said to be open."""
+    gains = {ROWS[name].title: d for name in ROWS if (d := results.compare(name, "introspection").gain).n > 1}
+    tuned = {
+        optimizer: compared.gain
+        for optimizer in RATES
+        if (compared := headline(results, optimizer)) is not None and compared.n > 1 and all_tried(results, optimizer)
+    }
+    if not gains and not tuned:
+        return "Not known yet: no two seeds of any comparison are complete."
+    told = [_at_the_papers_settings(gains), _tuned(tuned), *_budgets(results), _two_points(results)]
+    return " ".join(part for part in (*told, _conclusion(gains, tuned)) if part)
+
+
+def _at_the_papers_settings(gains: dict[str, Paired]) -> str:
+    by_sign = {
+        s: [f"{title} ({interval(d)}{both_seeds(d)})" for title, d in gains.items() if sign(d) == s] for s in (1, 0, -1)
+    }
+    parts = [
+        f"{how} in {listed(by_sign[s])}"
+        for s, how in ((1, "raise it for certain"), (0, "make no certain difference"), (-1, "lower it for certain"))
+        if by_sign[s]
+    ]
+    if not parts:
+        return ""
+    return f"Final test accuracy at the paper's settings, in {_POINTS}: the network's jumps {'; they '.join(parts)}."
+
+
+def _tuned(tuned: dict[str, Paired]) -> str:
+    if not tuned:
+        return "What is left of that with tuned learning rates is not known yet."
+    how = {1: "still gain", 0: "neither gain nor lose for certain", -1: "lose"}
+    parts = [f"with {optimizer} they {how[sign(d)]} ({interval(d)}{both_seeds(d)})" for optimizer, d in tuned.items()]
+    return f"Where the learning rate is tuned for both (MNIST_3), {listed(parts)}."
+
+
+def _budgets(results: Results) -> list[str]:
+    parts = []
+    for network, name in BUDGETS.items():
+        for measure, spelled in MEASURES.items():
+            shares = [s for s in saved(results, name, "introspection", measure).values() if s is not None]
+            if shares:
+                middle = float(np.median(shares))
+                kind = "save" if middle >= 0 else "lose"
+                parts.append(f"{kind} {number(100 * abs(middle), 0)} % of the steps to equal {spelled} on {network}")
+    if not parts:
+        return []
+    return [f"With a learning rate that falls to zero at the budget, jumps {listed(parts)} (medians over budgets)."]
+
+
+def _two_points(results: Results) -> str:
+    names = [name for name in ROWS if name != "mnist_1-adam"]  # which doesn't have it
+    found = {name: results.compare(name, "two-point-1.3", "introspection").gain for name in names}
+    by_sign = {s: [ROWS[name].title for name, d in found.items() if d.n > 1 and sign(d) == s] for s in (1, 0, -1)}
+    parts = [
+        f"{how} in {listed(by_sign[s])}"
+        for s, how in ((1, "better"), (0, "not distinguishable"), (-1, "worse"))
+        if by_sign[s]
+    ]
+    if not parts:
+        return ""
+    return f"Extrapolation through two points (1.3), which needs no network, is {'; '.join(parts)}, compared with it."
+
+
+def _conclusion(gains: dict[str, Paired], tuned: dict[str, Paired]) -> str:
+    certain = [title for title, d in gains.items() if sign(d) > 0]
+    still = [optimizer for optimizer, d in tuned.items() if sign(d) > 0]
+    if gains and not certain:
+        return "**So there is no case for jumps in these results.**"
+    if not tuned:
+        return "**So use them, for now, only where the learning rate is given and cannot be tuned.**"
+    if len(still) == len(tuned):
+        return "**So tune the learning rate first; jumps still pay then.**"
+    if still:
+        others = [optimizer for optimizer in tuned if optimizer not in still]
+        return (
+            f"**So tune the learning rate first; then jumps still pay with {listed(still)}, and there is no certain "
+            f"gain with {listed(others)}.**"
+        )
+    return (
+        "**So use jumps where the learning rate is given and cannot be tuned; where it can, tune it or let it decay "
+        "instead: then there is no certain gain.**"
+    )

@@ -1,0 +1,159 @@
+"""Reads every complete run, and refuses what does not belong into one report."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .. import fits, movement, runs
+from ..fits import Fits
+from ..mnist import EXPERIMENTS
+from ..movement import Movement
+from ..records import Arm, Training
+from ..runs import Run
+from .statistics import Comparison, Curve, Pair
+
+Experiment = Training | Fits | Movement
+Key = tuple[str, str, int]  # experiment, arm and seed
+# What all runs of one report have in common; the machine may differ.
+_SHARED = ("versions", "images")
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All complete runs.
+
+    Attributes:
+      folder: where they are.
+      runs: each by its experiment, arm and seed; branches begin with the lines of the run that they branched from.
+      orphans: branches that are left out, since the run that they branched from is not there.
+    """
+
+    folder: Path
+    runs: dict[Key, Run]
+    orphans: tuple[Key, ...] = ()
+
+    def of(self, experiment: str, arm: str) -> dict[int, Run]:
+        """Returns the runs of an arm, by seed."""
+        return {key[2]: run for key, run in self.runs.items() if key[:2] == (experiment, arm)}
+
+    def curves(self, experiment: str, arm: str) -> dict[int, Curve]:
+        """Returns the evaluations of the runs of an arm, by seed."""
+        return {seed: Curve.of(run) for seed, run in self.of(experiment, arm).items()}
+
+    def progress(self, experiment: str) -> tuple[int, int]:
+        """Returns how many runs of an experiment are complete, and how many are foreseen."""
+        foreseen = sum(len(_seeds(EXPERIMENTS[experiment], arm)) for arm in EXPERIMENTS[experiment].arms)
+        return sum(key[0] == experiment for key in self.runs), foreseen
+
+    def compare(self, experiment: str, name: str, against: str | None = None) -> Comparison:
+        """Compares an arm with another one of the same seeds.
+
+        Args:
+          experiment: the experiment.
+          name: the arm.
+          against: the other arm; by default the one without jumps and with the same learning rate.
+        """
+        record = training(experiment)
+        arm = _arm(record, name)
+        other = _arm(record, against) if against else record.trunk_of(dataclasses.replace(arm, averaging=None))
+        mine, others = self.curves(experiment, name), self.curves(experiment, other.name)
+        until = min(arm.steps, other.steps)
+        pairs = [
+            Pair(others[seed].until(until), mine[seed].until(until))
+            for seed in sorted(mine.keys() & others.keys())
+            if mine[seed].finite and others[seed].finite
+        ]
+        finite = [mine[seed] for seed in sorted(mine) if mine[seed].finite]
+        return Comparison(arm, until, len(arm.seeds), finite, len(mine) - len(finite), pairs)
+
+
+def training(name: str) -> Training:
+    """Returns an experiment that trains a network several times."""
+    experiment = EXPERIMENTS[name]
+    assert isinstance(experiment, Training)
+    return experiment
+
+
+def read(folder: Path) -> Results:
+    """Reads all complete runs of a folder.
+
+    Args:
+      folder: the `workdir` of `run`.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: files that are not whole, or of no experiment, or with other settings than the record of their
+        experiment, or of other versions or images than the rest.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there are no results in {folder}: it is not a folder")
+    found: dict[Key, Run] = {}
+    paths: dict[Key, Path] = {}
+    for path in sorted(folder.glob("[!.]*/*/seed-*.jsonl")):
+        run = runs.read(path)
+        key = (path.parts[-3], path.parts[-2], int(path.stem.removeprefix("seed-")))
+        _check_record(path, key, run.header)
+        found[key], paths[key] = run, path
+    for name in _SHARED:
+        _check_same(name, [(paths[key], run.header.get(name)) for key, run in found.items()])
+    for forecaster in sorted({name for run in found.values() if (name := run.header["arm"].get("forecaster"))}):
+        same = [key for key, run in found.items() if run.header["arm"].get("forecaster") == forecaster]
+        fingerprints = [(paths[key], found[key].header["forecaster"]) for key in same]
+        _check_same(f"weights of the forecaster {forecaster}", fingerprints)
+    joined = {key: whole for key, run in found.items() if (whole := _joined(key, run, found))}
+    return Results(folder, joined, tuple(sorted(found.keys() - joined.keys())))
+
+
+def _joined(key: Key, run: Run, found: dict[Key, Run]) -> Run | None:
+    """Returns a run with the lines from before its first jump; None if those are not there."""
+    branch = run.header.get("branch")
+    if branch is None:
+        return run
+    trunk = found.get((key[0], branch["arm"], key[2]))
+    if trunk is None:
+        return None
+    return run._replace(lines=[*(line for line in trunk.lines if line["step"] <= branch["step"]), *run.lines])
+
+
+def _check_record(path: Path, key: Key, header: runs.Line) -> None:
+    name, arm_name, seed = key
+    experiment = EXPERIMENTS.get(name)
+    arm = next((arm for arm in experiment.arms if arm.name == arm_name), None) if experiment else None
+    if experiment is None or arm is None or seed not in _seeds(experiment, arm):
+        raise ValueError(f"{path} is a run of no experiment that is known: python -m experiments list names them")
+    expected = runs.plain({**_settings(experiment, arm), "seed": seed})
+    differ = [field for field, value in expected.items() if header.get(field) != value]
+    if differ:
+        told = "; ".join(f"{field} is {header.get(field)}, and {expected[field]} in the record" for field in differ)
+        raise ValueError(f"{path} was run with other settings than those of {name}: {told}. Run it again elsewhere")
+
+
+def _settings(experiment: Experiment, arm: Any) -> runs.Line:
+    """Returns what must stand in the header of a run."""
+    described = dataclasses.asdict(arm)
+    if isinstance(experiment, Training):
+        branch = {"arm": experiment.trunk_of(arm).name, "step": arm.jump_steps[0]} if arm.jump_steps else None
+        return {**experiment.settings(), "arm": described | {"seeds": None}, "branch": branch}
+    settings = {"experiment": experiment.name, "arm": described}
+    if isinstance(experiment, Fits):
+        return settings | {"steps": [fits.STEPS, fits.RECORD_EVERY, fits.NUM_EXAMPLES, fits.FIT_STEPS]}
+    return settings | {"steps": [movement.STEPS, movement.EVERY], "jump_steps": list(movement.JUMP_STEPS)}
+
+
+def _check_same(what: str, found: Iterable[tuple[Path, Any]]) -> None:
+    """Raises a ValueError, with a file for each, if there are several values."""
+    examples: dict[str, Path] = {}
+    for path, value in found:
+        examples.setdefault(str(value), path)
+    if len(examples) > 1:
+        told = "; ".join(f"{value} in {path}" for value, path in examples.items())
+        raise ValueError(f"these results are of mixed {what} and don't belong into one report: {told}")
+
+
+def _seeds(experiment: Experiment, arm: Any) -> tuple[int, ...]:
+    return arm.seeds if isinstance(experiment, Training) else experiment.seeds
+
+
+def _arm(experiment: Training, name: str) -> Arm:
+    return next(arm for arm in experiment.arms if arm.name == name)

@@ -1,0 +1,20 @@
+"""The sections of the report, in their order."""
+
+from ..blocks import Section
+from ..results import Results
+from .budgets import budgets
+from .comparison import ROWS, comparison
+from .jumps import jumps
+from .logits import logits
+from .movement import movement
+from .predictors import predictors
+from .rates import rates
+from .rules import rules
+from .schedules import schedules
+
+
+def sections(results: Results) -> list[Section]:
+    """Returns all sections of the report."""
+    rows = [comparison(results, name) for name in ROWS]
+    others = (predictors, schedules, rules, rates, budgets, logits, jumps, movement)
+    return [*rows, *(section(results) for section in others)]

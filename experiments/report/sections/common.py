@@ -1,0 +1,52 @@
+"""What all sections have in common: the command, what is complete, the paper's figures and what was chosen."""
+
+from collections.abc import Sequence
+
+from ...mnist import EXPERIMENTS
+from ..blocks import Block, Claim, Section, Text
+from ..results import Results
+
+
+def section(
+    results: Results,
+    title: str,
+    names: Sequence[str],
+    claims: Sequence[Claim],
+    blocks: Sequence[Block],
+    question: str | None = None,
+) -> Section:
+    """Returns a section on some experiments; of those without any run it says how to make them.
+
+    Args:
+      results: all complete runs.
+      title: its heading.
+      names: the experiments that it shows.
+      claims: what comes out.
+      blocks: figures and tables.
+      question: what it is to answer; by default, what the first of the experiments is.
+    """
+    records = [EXPERIMENTS[name] for name in names]
+    progress = {name: results.progress(name) for name in names}
+    missing = [record for record in records if not progress[record.name][0]]
+    hints = [
+        Text(
+            f"No run of `{record.name}` is complete yet: `{command(results, record.name)}` makes them, in about "
+            f"{record.minutes} minutes on two CPU cores."
+        )
+        for record in missing
+    ]
+    return Section(
+        title=title,
+        question=question or records[0].question,
+        commands=[command(results, name) for name in names],
+        progress=", ".join(f"{name} {done} of {foreseen}" for name, (done, foreseen) in progress.items()),
+        paper="; ".join(dict.fromkeys(record.paper.text for record in records if record.paper)),
+        choices=" ".join(dict.fromkeys(record.choices for record in records if record.choices)),
+        claims=claims,
+        blocks=[*blocks, *hints],
+    )
+
+
+def command(results: Results, name: str) -> str:
+    """Returns what makes the runs of an experiment."""
+    return f"python -m experiments run {name} --workdir {results.folder}"

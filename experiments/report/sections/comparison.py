@@ -1,0 +1,167 @@
+"""The paper's rows: one network and optimizer, without jumps and with the jumps of several forecasters."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from ...records import Training
+from .. import charts, claims
+from ..blocks import Block, Claim, Figure, Section, Table, sketch
+from ..results import Results, training
+from ..statistics import Comparison, Curve, mean, median
+from ..wording import NONE, complete, interval, name_of, number, percent, signed, spaced
+from .common import section
+
+
+class Row(NamedTuple):
+    """A row of the paper.
+
+    Attributes:
+      title: the heading of its section.
+      claims: what the paper claims of it.
+    """
+
+    title: str
+    claims: tuple[Callable[[Results, str], Claim], ...]
+
+
+def _steadier(results: Results, experiment: str) -> Claim:
+    return claims.steadier(results, experiment, "introspection", "introspection-k2.2")
+
+
+ROWS: dict[str, Row] = {
+    "mnist_1-sgd": Row(
+        "MNIST_1 with SGD",
+        (claims.network, claims.linear_network, claims.linear_fit, claims.quadratic, claims.noise),
+    ),
+    "mnist_1-adam": Row("MNIST_1 with Adam", (claims.network, _steadier)),
+    "mnist_2": Row("MNIST_2", (claims.network,)),
+    "mnist_3-sgd": Row("MNIST_3 with SGD", (claims.network,)),
+    "mnist_3-adam": Row("MNIST_3 with Adam", (claims.network,)),
+    "mnist_4": Row("MNIST_4", (claims.network,)),
+}
+
+# Which arms are drawn together, by how their names begin.
+_PANELS: dict[str, tuple[str, ...]] = {
+    "networks": ("introspection", "fitted-"),
+    "two points": ("two-point-",),
+    "polynomial fits": ("linear-fit-", "quadratic-"),
+    "noise and averages": ("noise-", "average", "ema", "lookahead"),
+}
+COLUMNS = (
+    "arm", "seeds", "steps", "final, %", "difference to plain", "best, %", "its step", "plain's best reached at",
+    "share of steps", "seconds to it",
+)  # fmt: skip
+LEGEND = (
+    "Means over seeds, and medians where they are of steps or seconds. Final: test accuracy at the last step. "
+    "Difference: of the same seed at the same step, in percentage points, with its 95 % interval (with two seeds it is "
+    "12.7 times as wide as they are apart). In brackets how many runs reach the best test accuracy of the plain run of "
+    "the same seed. Share of steps: to the plain run's best. Seconds: of training, without evaluation; "
+    "those of plain are to its own best."
+)
+
+
+def comparison(results: Results, name: str) -> Section:
+    """Returns the section of a row."""
+    row = ROWS[name]
+    found = [claim(results, name) for claim in row.claims]
+    if not results.progress(name)[0]:
+        return section(results, row.title, [name], found, [])
+    everything = [c for c in claims.comparisons(results, name) if c.curves or c.not_finite]
+    blocks: list[Block] = [_curves(results, name)]
+    if sum(c.n > 0 for c in everything) > 3:
+        blocks.append(_differences(name, everything))
+    blocks.append(_table(results, name, everything))
+    return section(results, row.title, [name], found, blocks)
+
+
+def _curves(results: Results, name: str) -> Figure:
+    record = training(name)
+    jump_steps = next(arm.jump_steps for arm in record.arms if arm.jump_steps)
+    since = {arm.name: jump_steps[0] if arm.jump_steps else jump_steps[0] // 2 for arm in record.arms}
+    curves = {arm.name: list(results.curves(name, arm.name).values()) for arm in record.arms}
+    plain = {"plain": curves["plain"]}
+    panels = _panels({arm: c for arm, c in curves.items() if c and arm != "plain"})
+    caption = (
+        f"{ROWS[name].title}: test accuracy. Thin lines are seeds, thick lines their mean; dotted lines are "
+        "jumps, and arms leave plain at the first. The last panel has the seconds of training instead of steps. On the "
+        "axis of accuracies, 90, 99 and 99.9 % are equally far apart."
+    )
+    columns = min(len(panels) + 1, 3)
+    rows = math.ceil((len(panels) + 1) / columns)
+    with sketch(f"{name}-accuracy", caption, columns, rows=rows, width=4, height=3.9) as drawn:
+        for ax, (title, arms) in zip(drawn.axes, panels.items(), strict=False):
+            charts.accuracy_curves(ax, {**plain, **arms}, since)
+            charts.mark_jumps(ax, jump_steps)
+            ax.set_title(title)
+            charts.legend_below(ax)
+        ax = drawn.axes[len(panels)]
+        charts.accuracy_curves(ax, {**plain, "introspection": curves["introspection"]}, since, "seconds")
+        ax.set_title("against wall-clock")
+        charts.legend_below(ax)
+        drawn.hide(len(panels) + 1)
+    return drawn.figure
+
+
+def _panels(curves: Mapping[str, list[Curve]]) -> dict[str, dict[str, list[Curve]]]:
+    """Returns which arms are drawn together; few ones all together, and who is alone with the networks."""
+    if len(curves) <= 4:
+        return {"against steps": dict(curves)}
+    panels: dict[str, dict[str, list[Curve]]] = {}
+    for title, begins in _PANELS.items():
+        members = {arm: c for arm, c in curves.items() if arm.startswith(begins)}
+        if members:
+            panels.setdefault(title if len(members) > 1 else "networks", {}).update(members)
+    return panels
+
+
+def _differences(name: str, compared: Sequence[Comparison]) -> Figure:
+    caption = (
+        f"{ROWS[name].title}: final test accuracy of each arm less that of plain training with the same seed; ticks "
+        "are seeds, dots their mean, bars its 95 % interval, cut off at the edge. What is far below plain is at the "
+        "left edge, with its mean."
+    )
+    rows = {name_of(c.arm.name): c.gain for c in compared}
+    with sketch(f"{name}-differences", caption, 1, width=7.5, height=0.24 * len(rows) + 1) as drawn:
+        charts.dots(drawn.axes[0], rows, "difference of final test accuracy to plain, percentage points")
+    return drawn.figure
+
+
+def _table(results: Results, name: str, compared: Sequence[Comparison]) -> Table:
+    rows = [_row(c) for c in (results.compare(name, "plain"), *compared)]
+    return Table(COLUMNS, rows + _papers_rows(training(name)), LEGEND)
+
+
+def _row(c: Comparison) -> list[str]:
+    own = c.arm.name == "plain"
+    bests = [curve.best() for curve in c.curves]
+    reached = [line for line in c.reached if line is not None]
+    at = spaced(median([line["step"] for line in reached]))
+    share = median(c.shares())
+    return [
+        name_of(c.arm.name),
+        complete(len(c.curves), c.foreseen, c.not_finite),
+        spaced(c.arm.steps),
+        percent(mean([curve.final("test_accuracy") for curve in c.curves])),
+        NONE if own else interval(c.gain),
+        percent(mean([best["test_accuracy"] for best in bests])),
+        spaced(median([best["step"] for best in bests])),
+        NONE if own else f"{at} ({len(reached)} of {c.n})",
+        NONE if own or math.isinf(share) else number(share),
+        spaced(median([line["seconds"] for line in reached])),
+    ]
+
+
+def _papers_rows(record: Training) -> list[list[str]]:
+    paper = record.paper
+    if paper is None or paper.plain is None or paper.jumps is None:
+        return []
+    gained = signed(100 * (paper.jumps - paper.plain))
+    plain_step, step, share = NONE, NONE, NONE
+    if paper.plain_steps and paper.jumps_steps:
+        plain_step, step = spaced(paper.plain_steps), spaced(paper.jumps_steps)
+        share = number(paper.jumps_steps / paper.plain_steps)
+    return [
+        ["*the paper: plain*", NONE, NONE, percent(paper.plain), NONE, NONE, plain_step, NONE, NONE, NONE],
+        ["*the paper: network*", NONE, NONE, percent(paper.jumps), gained, NONE, NONE, step, share, NONE],
+    ]

@@ -1,0 +1,487 @@
+"""The report: from runs to numbers, from numbers to verdicts, and from both to pages."""
+
+import math
+import re
+import shutil
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from experiments import __main__ as command_line
+from experiments import figures
+from experiments.mnist import EXPERIMENTS
+from experiments.report import advice, claims, page, report, verdicts, wording
+from experiments.report.results import read
+from experiments.report.sections.budgets import equal_budget
+from experiments.report.sections.rates import all_tried, tuned
+from experiments.report.statistics import Curve, Paired
+
+from .synthetic import line, write, write_run
+
+FEW = 4000  # steps between two evaluations
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def arm_of(experiment, name):
+    return next(arm for arm in EXPERIMENTS[experiment].arms if arm.name == name)
+
+
+def put(folder, experiment, name, seed, accuracies, end="complete", **changes):
+    """Writes a run with these accuracies by step; it branches where it must."""
+    record, arm = EXPERIMENTS[experiment], arm_of(experiment, name)
+    branch = {"arm": record.trunk_of(arm).name, "step": arm.jump_steps[0]} if arm.jump_steps else None
+    lines = [line(step, accuracy) for step, accuracy in accuracies.items()]
+    return write_run(folder, record, arm, seed, lines, {"branch": branch} | changes, end)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are drawn, but not rendered, which takes most of the time."""
+    monkeypatch.setattr(figures, "png", lambda drawn, dpi: PNG)
+    monkeypatch.setattr(figures, "svg", lambda drawn, name: f'<svg id="{name}-svg"/>')
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("complete")
+    write(folder, every=FEW)
+    return folder
+
+
+# What is computed from runs.
+
+
+def test_paired_differences_have_students_interval():
+    d = Paired((1.0, 2.0, 3.0))
+    half = 4.302652729911275 * 1 / math.sqrt(3)  # t of 2 degrees of freedom, standard deviation 1
+    assert (d.n, d.mean) == (3, 2.0)
+    assert d.low == pytest.approx(2 - half)
+    assert d.high == pytest.approx(2 + half)
+    assert Paired((1.0, 2.0)).half_width == pytest.approx(12.706204736432095 * math.sqrt(0.5) / math.sqrt(2))
+
+
+def test_one_seed_has_no_interval():
+    assert Paired((1.0,)).half_width == math.inf
+    assert wording.interval(Paired((1.0,))) == "+1.00"
+    assert wording.interval(Paired(())) == wording.NONE
+
+
+def test_a_curve_tells_its_best_and_when_it_gets_somewhere():
+    curve = Curve(tuple(line(step, a) for step, a in {0: 0.99, 10: 0.5, 20: 0.8, 30: 0.8, 40: 0.7}.items()), True)
+    assert curve.best()["step"] == 20  # the first, and not what the start scores
+    assert curve.reaches(0.6)["step"] == 20
+    assert curve.reaches(0.81) is None
+    assert curve.final("test_accuracy") == 0.7
+    assert curve.until(20).final("test_accuracy") == 0.8
+    assert math.isnan(curve.at(11, "test_accuracy"))
+    assert curve.unsteadiness(20) == pytest.approx(100 * (0 + 0.1) / 2)
+
+
+def test_arms_are_compared_with_the_plain_run_of_their_seed(tmp_path):
+    for seed, best in enumerate((0.90, 0.92)):
+        put(tmp_path, "mnist_4", "plain", seed, {0: 0.1, 2000: 0.8, 5000: best, 7000: best - 0.01})
+    put(tmp_path, "mnist_4", "introspection", 0, {2001: 0.7, 3000: 0.91, 7000: 0.93})
+    put(tmp_path, "mnist_4", "introspection", 1, {2001: 0.7, 3000: 0.85, 7000: 0.90})
+    c = read(tmp_path).compare("mnist_4", "introspection")
+    assert c.gain.differences == pytest.approx((4.0, -1.0))
+    assert c.shares() == pytest.approx([3000 / 5000, math.inf])
+    assert [reached and reached["seconds"] for reached in c.reached] == [6.0, None]
+    assert (c.n, c.foreseen, c.not_finite, c.until) == (2, 3, 0, 7000)
+
+
+def test_arms_of_fewer_steps_are_compared_where_they_end(tmp_path):
+    put(tmp_path, "mnist_1-sgd", "plain", 0, {3000: 0.9, 8000: 0.95, 20_000: 0.99})
+    put(tmp_path, "mnist_1-sgd", "two-point-1.3", 0, {3001: 0.8, 8000: 0.96})
+    c = read(tmp_path).compare("mnist_1-sgd", "two-point-1.3")
+    assert c.gain.differences == pytest.approx((1.0,))
+    assert c.shares() == [1.0]
+
+
+def test_the_largest_loss_is_after_a_jump_and_at_the_same_step(tmp_path):
+    put(tmp_path, "mnist_1-sgd", "plain", 0, {2500: 0.5, 3000: 0.9, 3001: 0.9, 8000: 0.95, 20_000: 0.99})
+    put(tmp_path, "mnist_1-sgd", "quadratic-1.3", 0, {3001: 0.7, 3500: 0.1, 8000: 0.94})
+    assert read(tmp_path).compare("mnist_1-sgd", "quadratic-1.3").largest_loss == pytest.approx(20)
+
+
+def test_a_branch_begins_with_the_lines_of_its_trunk(tmp_path):
+    put(tmp_path, "mnist_4", "plain", 0, {0: 0.1, 2000: 0.8, 3000: 0.85, 7000: 0.9})
+    put(tmp_path, "mnist_4", "introspection", 0, {2001: 0.7, 7000: 0.93})
+    (curve,) = read(tmp_path).curves("mnist_4", "introspection").values()
+    assert curve["step"].tolist() == [0, 2000, 2001, 7000]
+    assert curve["test_accuracy"].tolist() == [0.1, 0.8, 0.7, 0.93]
+
+
+def test_a_branch_without_its_trunk_is_left_out_and_named(tmp_path, undrawn):
+    put(tmp_path / "in", "mnist_4", "introspection", 1, {2001: 0.7, 7000: 0.93})
+    results = read(tmp_path / "in")
+    assert (results.runs, results.orphans) == ({}, (("mnist_4", "introspection", 1),))
+    put(tmp_path / "in", "mnist_4", "plain", 0, {2000: 0.7, 7000: 0.93})
+    report(tmp_path / "in", tmp_path)
+    assert "mnist_4/introspection/1" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "budget"),
+    [
+        (0.9, 1000.0),
+        (0.91, math.sqrt(1000 * 4000)),  # half of the way on the log scale
+        (0.92, 4000.0),
+        (0.89, None),  # before the curve begins
+        (0.93, None),  # never reached
+    ],
+)
+def test_an_equal_budget_is_read_off_the_plain_curve(value, budget):
+    found = equal_budget({1000: 0.9, 4000: 0.92}, value, falls=False)
+    assert found == (None if budget is None else pytest.approx(budget))
+
+
+def test_losses_are_read_off_their_log():
+    assert equal_budget({100: 1.0, 400: 0.01}, 0.1, falls=True) == pytest.approx(200)
+    assert equal_budget({}, 0.1, falls=True) is None
+
+
+def test_the_best_learning_rate_is_chosen_among_finite_arms_with_all_seeds(tmp_path):
+    name = "mnist_3-rates-sgd"
+    for seed in range(2):
+        put(tmp_path, name, "plain-x1", seed, {6000: 0.8, 15_000: 0.90})
+        put(tmp_path, name, "plain-x2", seed, {6000: 0.8, 15_000: 0.92})
+        put(tmp_path, name, "plain-x4", seed, {6000: 0.99}, end="complete" if seed else "not finite")
+    put(tmp_path, name, "plain-x8", 0, {6000: 0.8, 15_000: 0.99})
+    best = tuned(read(tmp_path), name, "plain")
+    assert (best.arm.name, best.accuracy) == ("plain-x2", pytest.approx(0.92))
+    assert (best.tried, best.foreseen) == (3, 10)
+    assert tuned(read(tmp_path), name, "introspection") is None
+    assert not all_tried(read(tmp_path), "SGD")
+
+
+# Verdicts, at the boundaries of their rules.
+
+SURE, UNSURE = (0.0, 0.001, -0.001), (0.0, 1.0, -1.0)  # three seeds around a mean
+
+
+def around(mean, spread=SURE):
+    return Paired(tuple(mean + x for x in spread))
+
+
+@pytest.mark.parametrize(
+    ("d", "sign"),
+    [
+        (around(0.5), 1),
+        (around(-0.5), -1),
+        (around(0.5, UNSURE), 0),
+        (Paired((0.1, 5.0)), 1),  # the interval of two is of no use
+        (Paired((-0.1, 5.0)), 0),
+        (Paired((-0.1, -5.0)), -1),
+        (Paired((0.0, 5.0)), 0),
+        (Paired((5.0,)), 0),
+        (Paired(()), 0),
+    ],
+)
+def test_a_sign_is_certain_or_not(d, sign):
+    assert verdicts.sign(d) == sign
+
+
+@pytest.mark.parametrize(
+    ("d", "paper", "verdict"),
+    [
+        (around(0.5), 1.0, "reproduced"),
+        (around(0.49), 1.0, "partly"),
+        (around(0.5, UNSURE), 1.0, "partly"),
+        (around(0.01), None, "reproduced"),
+        (Paired((0.0,)), 1.0, "contradicted"),
+        (around(-0.5, UNSURE), 1.0, "contradicted"),
+        (Paired((0.5, 0.6)), 1.0, "reproduced"),
+        (Paired((-0.1, 2.0)), 1.0, "partly"),
+    ],
+)
+def test_gain(d, paper, verdict):
+    assert verdicts.gain(d, paper) == verdict
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"),
+    [(0.2, "reproduced"), (0.65, "reproduced"), (0.66, "partly"), (0.99, "partly"), (1.0, "contradicted"),
+     (math.inf, "contradicted")],
+)  # fmt: skip
+def test_speed(share, verdict):
+    assert verdicts.speed(share, 0.5) == verdict
+
+
+def test_speed_is_below_one_whatever_the_paper_has():
+    assert verdicts.speed(1.0, 0.95) == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "verdict"),
+    [
+        (["reproduced"], "reproduced"),
+        (["reproduced", "reproduced"], "reproduced"),
+        (["reproduced", "contradicted"], "partly"),
+        (["contradicted", "contradicted"], "contradicted"),
+        (["reproduced", "open"], "open"),
+    ],
+)
+def test_several_claims_in_one(keywords, verdict):
+    assert verdicts.both(keywords) == verdict
+
+
+@pytest.mark.parametrize(
+    ("d", "verdict"),
+    [
+        (Paired((0.05,)), "reproduced"),
+        (around(0.4, UNSURE), "reproduced"),
+        (around(0.4), "partly"),  # a certain gain, but a small one
+        (around(0.6, UNSURE), "partly"),
+        (around(0.5, (0.0,) * 3), "contradicted"),
+        (Paired((0.4,)), "reproduced"),
+        (Paired((0.6,)), "partly"),
+    ],
+)
+def test_no_gain(d, verdict):
+    assert verdicts.no_gain(d, 1.0) == verdict
+
+
+@pytest.mark.parametrize(
+    ("linear", "apart", "verdict"),
+    [
+        (around(0.5), around(-0.5), "reproduced"),
+        (around(0.0, UNSURE), around(-1.0), "contradicted"),
+        (around(1.1), around(0.1, UNSURE), "partly"),
+        (around(1.1), around(0.1), "contradicted"),
+    ],
+)
+def test_in_between(linear, apart, verdict):
+    assert verdicts.in_between(linear, around(1.0), apart) == verdict
+
+
+@pytest.mark.parametrize(
+    ("loss", "gains", "not_finite", "verdict"),
+    [
+        (10.0, [around(1)], 0, "reproduced"),
+        (0.0, [around(1)], 1, "reproduced"),
+        (9.9, [around(1)], 0, "partly"),
+        (0.9, [around(1), around(-0.1)], 0, "partly"),
+        (0.9, [around(1), around(0.1)], 0, "contradicted"),
+        (1.0, [around(1)], 0, "partly"),
+    ],
+)
+def test_harm(loss, gains, not_finite, verdict):
+    assert verdicts.harm(loss, gains, not_finite) == verdict
+
+
+def test_steadier_best_and_few_weights():
+    cases = [(around(0.5), "reproduced"), (around(0.5, UNSURE), "partly"), (Paired((0.0,)), "contradicted")]
+    assert [verdicts.steadier(d) for d, _ in cases] == [verdict for _, verdict in cases]
+    assert verdicts.best([around(1), around(2)]) == "reproduced"
+    assert verdicts.best([around(1), around(2, UNSURE)]) == "partly"
+    assert verdicts.best([around(1), around(-2)]) == "contradicted"
+    assert [verdicts.few_weights(s) for s in ([0.23, 0.1], [0.24, 0.1], [0.239, 0.5])] == [
+        "reproduced", "partly", "contradicted"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n", "foreseen", "enough"), [(0, 1, False), (1, 1, True), (1, 2, False), (2, 5, True), (0, 5, False)]
+)
+def test_how_many_seeds_a_verdict_needs(n, foreseen, enough):
+    assert verdicts.enough(n, foreseen) is enough
+
+
+def test_a_run_that_is_not_finite_is_in_no_average_but_told_and_spoils_the_gain(tmp_path, undrawn):
+    for seed in range(3):
+        put(tmp_path / "in", "mnist_4", "plain", seed, {2000: 0.8, 7000: 0.97})
+        accuracies = {2001: 0.7, 2500: 0.98, 7000: 0.99} if seed else {2001: 0.1}
+        put(tmp_path / "in", "mnist_4", "introspection", seed, accuracies, "complete" if seed else "not finite")
+    results = read(tmp_path / "in")
+    c = results.compare("mnist_4", "introspection")
+    assert (c.n, c.not_finite) == (2, 1)
+    assert c.gain.mean == pytest.approx(2)
+    claim = claims.network(results, "mnist_4")
+    assert claim.keyword == "partly"
+    assert claim.words.endswith("1 run became non-finite.")
+    report(tmp_path / "in", tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "of which 1 became non-finite" in text
+    assert re.search(r"\| network \| 2 of 3, 1 not finite \| 7.000 \| 99\.00 \|", text)
+
+
+def test_an_arm_of_which_most_runs_are_not_finite_is_no_gain(tmp_path):
+    for seed in range(2):
+        put(tmp_path, "mnist_4", "plain", seed, {2000: 0.8, 7000: 0.97})
+        put(tmp_path, "mnist_4", "introspection", seed, {2001: 0.1}, "not finite")
+    claim = claims.network(read(tmp_path), "mnist_4")
+    assert (claim.keyword, claim.words) == ("contradicted", "Most runs failed. 2 runs became non-finite.")
+
+
+@pytest.mark.parametrize(
+    ("gains", "conclusion"),
+    [
+        ((0.5, 0.5), "tune the learning rate first; jumps still pay"),
+        ((0.5, -0.5), "jumps still pay with SGD, and there is no certain gain with Adam"),
+        ((-0.5, -0.5), "cannot be tuned; where it can, tune it"),
+        ((), "for now, only where the learning rate is given"),
+    ],
+)
+def test_the_advice_follows_from_the_numbers(gains, conclusion):
+    by_optimizer = dict(zip(("SGD", "Adam"), map(around, gains), strict=False))
+    assert conclusion in advice._conclusion({"MNIST_1": around(1)}, by_optimizer)
+    assert "no case for jumps" in advice._conclusion({"MNIST_1": around(-1)}, by_optimizer)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"versions": {"jax": "0.9"}}, r"mixed versions .*0\.9.*seed-1"),
+        ({"images": "TFDS"}, "mixed images .*TFDS in .*seed-1"),
+        ({"batch_size": 7}, r"seed-1\.jsonl .*batch_size is 7, and 128 in the record"),
+        ({"branch": {"arm": "plain", "step": 7}}, r"seed-1\.jsonl .*branch is .*, and None in the record"),
+        ({"network": "another"}, r"seed-1\.jsonl .*network is another, and MNIST_4 in the record"),
+    ],
+)
+def test_results_that_do_not_belong_together_are_refused_and_nothing_is_overwritten(tmp_path, changes, message):
+    put(tmp_path / "in", "mnist_4", "plain", 0, {2000: 0.8, 7000: 0.9})
+    put(tmp_path / "in", "mnist_4", "plain", 1, {2000: 0.8, 7000: 0.9}, **changes)
+    (tmp_path / "README.md").write_text("as it was")
+    with pytest.raises(ValueError, match=message):
+        report(tmp_path / "in", tmp_path)
+    assert (tmp_path / "README.md").read_text() == "as it was"
+    assert not (tmp_path / "figures").exists()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_forecaster_with_other_weights_is_refused(tmp_path):
+    for seed in range(2):
+        put(tmp_path, "mnist_4", "plain", seed, {2000: 0.8, 7000: 0.9})
+        put(tmp_path, "mnist_4", "introspection", seed, {2001: 0.8, 7000: 0.9}, forecaster=f"digest {seed}")
+    with pytest.raises(ValueError, match=r"mixed weights of the forecaster introspection .*digest 0.*digest 1"):
+        read(tmp_path)
+
+
+def test_runs_of_nothing_known_and_cut_files_are_refused(tmp_path):
+    path = put(tmp_path, "mnist_4", "plain", 0, {2000: 0.8})
+    for other in ("mnist_4/plain/seed-9.jsonl", "mnist_4/unheard/seed-0.jsonl", "mnist_9/plain/seed-0.jsonl"):
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / other)
+        with pytest.raises(ValueError, match=f"{other} is a run of no experiment"):
+            read(tmp_path)
+        (tmp_path / other).unlink()
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match="not the whole of a run"):
+        read(tmp_path)
+
+
+def test_what_a_run_needs_to_go_on_is_no_result(tmp_path):
+    (tmp_path / ".working/mnist_4/plain").mkdir(parents=True)
+    (tmp_path / ".working/mnist_4/plain/seed-0.jsonl").write_text("half a li")
+    assert read(tmp_path).runs == {}
+    with pytest.raises(FileNotFoundError, match="it is not a folder"):
+        read(tmp_path / "nowhere")
+
+
+# The pages.
+
+
+def check_pages(output):
+    """The HTML is well-formed and needs nothing from elsewhere, and all links lead somewhere; returns the Markdown."""
+    html, text = (output / "report.html").read_text(), (output / "README.md").read_text()
+    assert html.startswith("<!DOCTYPE html>")
+    tree = ElementTree.fromstring(html)
+    ids = [element.get("id") for element in tree.iter() if element.get("id")]
+    assert len(set(ids)) == len(ids)
+    for element in tree.iter():
+        assert element.tag.rpartition("}")[2] not in ("script", "link", "img", "image", "iframe", "object", "base")
+        for name, value in element.attrib.items():
+            if name.rpartition("}")[2] in ("href", "src"):
+                assert value.removeprefix("#") in ids, value
+            assert all(place.startswith("#") for place in re.findall(r"url\(([^)]*)\)", value))
+    assert not re.search(r"@import|url\((?!#)", html)
+    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)$", text, re.M)}
+    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings
+    for link in re.findall(r"\]\((?!#)([^)]*)\)", text):
+        assert (output / link).read_bytes().startswith(PNG)
+    assert not re.search(r"\b(nan|inf|None)\b", re.sub(r"<[^>]*>", "", text + html))
+    return text
+
+
+def test_a_complete_report(complete, tmp_path, undrawn):
+    report(complete, tmp_path)
+    text = check_pages(tmp_path)
+    assert "No run of" not in text
+    assert "**open**" not in text
+    made = page.make(read(complete), "a command")
+    assert all(section.blocks and section.claims for section in made.sections)
+    # Text and tables are the same on both pages.
+    html = "".join(ElementTree.fromstring((tmp_path / "report.html").read_text()).itertext())
+    for section in made.sections:
+        for claim in section.claims:
+            assert claim.words in text
+            assert claim.words in html
+
+
+def test_each_section_of_a_partial_report_says_what_is_missing(complete, tmp_path, undrawn):
+    # Any experiment alone, with one seed of it.
+    for name in EXPERIMENTS:
+        folder = tmp_path / name
+        write(folder / "in", [name], seeds=[0], every=FEW)
+        report(folder / "in", folder)
+        text = check_pages(folder)
+        done = len(list((folder / "in").rglob("*.jsonl")))
+        assert f"{name} {done} of " in text
+        others = [other for other in EXPERIMENTS if other != name]
+        for other in others:
+            assert f"No run of `{other}` is complete yet: `python -m experiments run {other} " in text
+        assert f"No run of `{name}` is" not in text
+
+
+def test_a_report_of_nothing(tmp_path):
+    (tmp_path / "in").mkdir()
+    report(tmp_path / "in", tmp_path)
+    text = check_pages(tmp_path)
+    assert text.count("No run of `") >= len(EXPERIMENTS)
+    assert "Not known yet: no two seeds" in text
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
+def test_the_same_results_give_the_same_bytes_and_a_page_that_stands_alone(tmp_path):
+    names = ["mnist_4", "mnist_3-schedules"]
+    write(tmp_path / "in", names, every=FEW)
+    for output in ("once", "again"):
+        report(tmp_path / "in", tmp_path / output)
+    check_pages(tmp_path / "once")
+    files = [path.relative_to(tmp_path / "once") for path in (tmp_path / "once").rglob("*") if path.is_file()]
+    assert len(files) == 2 + 3
+    command = re.compile(rb"--output \S*?/(once|again)")
+    for path in files:
+        once, again = ((tmp_path / output / path).read_bytes() for output in ("once", "again"))
+        assert command.sub(b"", once) == command.sub(b"", again)
+
+
+def test_machines_may_differ_and_are_all_named(tmp_path, undrawn):
+    put(tmp_path / "in", "mnist_4", "plain", 0, {2000: 0.8, 7000: 0.9})
+    put(tmp_path / "in", "mnist_4", "plain", 1, {2000: 0.8, 7000: 0.9}, machine="NVIDIA H100, 1 of them")
+    report(tmp_path / "in", tmp_path)
+    assert "NVIDIA H100, 1 of them and a machine, 1 core a run" in (tmp_path / "README.md").read_text()
+
+
+def test_marks_become_elements_and_the_rest_is_escaped():
+    assert page._rich("`a<b` **c** *d* & e") == ("<code>a&lt;b</code> <strong>c</strong> <em>d</em> &amp; e")
+
+
+def test_numbers_in_words():
+    assert wording.signed(-0.001) == "0.00"
+    assert wording.signed(-1.5, 1) == f"{wording.MINUS}1.5"
+    assert wording.number(math.nan) == wording.NONE
+    assert wording.listed(["a", "b", "c"]) == "a, b and c"
+    assert wording.seeds(1, 1) == "one seed"
+    assert wording.seeds(1, 3) == "1 of 3 seeds"
+    assert wording.complete(2, 3, 1) == "2 of 3, 1 not finite"
+
+
+def test_the_command_line_refuses_with_a_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments", "report", "--results", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="error: there are no results in "):
+        command_line.main()
