@@ -68,7 +68,7 @@ class State:
       params: what is trained.
       opt_state: of the optimizer.
       seconds: of training, on the clock.
-      cpu_seconds: of this process, which on a core of its own are the same, but not if others work there too.
+      cpu_seconds: of this process: the same on a core of its own, unless others work there too.
     """
 
     step: int
@@ -250,7 +250,9 @@ class _Trainer:
             self.task.logits(weights, images.test_images),
             images.test_labels,
         )
-        clocks = {"seconds": state.seconds, "cpu_seconds": state.cpu_seconds}
+        clocks = {"seconds": state.seconds}
+        if jax.default_backend() == "cpu":
+            clocks["cpu_seconds"] = state.cpu_seconds
         journal.write({"step": state.step, **clocks, **found._asdict()})
         return math.isfinite(found.train_loss) and math.isfinite(found.test_loss)
 

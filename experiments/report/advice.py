@@ -35,7 +35,7 @@ def _at_the_papers_settings(gains: dict[str, Paired]) -> str:
     }
     parts = [
         f"{how} in {listed(by_sign[s])}"
-        for s, how in ((1, "raise it for certain"), (0, "make no certain difference"), (-1, "lower it for certain"))
+        for s, how in ((1, "raise it clearly"), (0, "make no clear difference"), (-1, "lower it clearly"))
         if by_sign[s]
     ]
     if not parts:
@@ -46,7 +46,7 @@ def _at_the_papers_settings(gains: dict[str, Paired]) -> str:
 def _tuned(tuned: dict[str, Paired]) -> str:
     if not tuned:
         return "What is left of that with tuned learning rates is not known yet."
-    how = {1: "still gain", 0: "neither gain nor lose for certain", -1: "lose"}
+    how = {1: "still gain", 0: "neither clearly gain nor clearly lose", -1: "lose"}
     parts = [f"with {optimizer} they {how[sign(d)]} ({interval(d)}{both_seeds(d)})" for optimizer, d in tuned.items()]
     return f"Where the learning rate is tuned for both (MNIST_3), {listed(parts)}."
 
@@ -80,9 +80,9 @@ def _two_points(results: Results) -> str:
 
 
 def _conclusion(gains: dict[str, Paired], tuned: dict[str, Paired]) -> str:
-    certain = [title for title, d in gains.items() if sign(d) > 0]
+    clear = [title for title, d in gains.items() if sign(d) > 0]
     still = [optimizer for optimizer, d in tuned.items() if sign(d) > 0]
-    if gains and not certain:
+    if gains and not clear:
         return "**So there is no case for jumps in these results.**"
     if not tuned:
         return "**So use them, for now, only where the learning rate is given and cannot be tuned.**"
@@ -91,10 +91,10 @@ def _conclusion(gains: dict[str, Paired], tuned: dict[str, Paired]) -> str:
     if still:
         others = [optimizer for optimizer in tuned if optimizer not in still]
         return (
-            f"**So tune the learning rate first; then jumps still pay with {listed(still)}, and there is no certain "
+            f"**So tune the learning rate first; then jumps still pay with {listed(still)}, and there is no clear "
             f"gain with {listed(others)}.**"
         )
     return (
         "**So use jumps where the learning rate is given and cannot be tuned; where it can, tune it or let it decay "
-        "instead: then there is no certain gain.**"
+        "instead: then there is no clear gain.**"
     )

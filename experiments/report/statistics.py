@@ -63,8 +63,9 @@ class Curve:
 
     @classmethod
     def of(cls, run: Run) -> "Curve":
-        """Returns the evaluations of a run."""
-        return cls(tuple(run.lines), run.end == "complete")
+        """Returns the evaluations of a run, with the seconds of its core where it had one to itself."""
+        lines = ({**line, "seconds": line.get("cpu_seconds", line["seconds"])} for line in run.lines)
+        return cls(tuple(lines), run.end == "complete")
 
     def __getitem__(self, measure: str) -> Array:
         return np.array([line[measure] for line in self.lines], np.float64)  # None becomes NaN

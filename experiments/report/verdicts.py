@@ -12,23 +12,23 @@ NORMAL_SHARE = 0.239
 
 RULES = (
     "*d* is the difference of the **final** test accuracy, arm less plain, of the same seed, in percentage points. A "
-    "sign is *certain* if the 95 % interval of the mean (Student) is on one side of 0; with two seeds, if both have "
+    "sign is *clear* if the 95 % interval of the mean (Student) is on one side of 0; with two seeds, if both have "
     "this sign; with one, never. With fewer than two seeds a verdict is *open*, unless the record foresees only one. "
     "Whatever is neither reproduced nor contradicted is *partly* so. An arm of which a run became non-finite is at "
     "most partly a gain, and contradicted if most did.",
-    "**Gain**: reproduced if *d* is certainly above 0 and at least half of the paper's; contradicted if its mean is at "
+    "**Gain**: reproduced if *d* is clearly above 0 and at least half of the paper's; contradicted if its mean is at "
     "most 0. **Speed**: reproduced if the median share of the plain run's steps to its best test accuracy is below 1 "
     "and at most 0.15 above the paper's; contradicted if it is 1 or more, or most runs never get there. A row that "
     "claims both is reproduced, or contradicted, if both are.",
     "**No gain**: reproduced if the best of the arms has a mean *d* of at most 0.05, or *d* may be 0 and is less than "
-    "half of the network's own; contradicted if *d* is certainly above 0 and at least half of the network's. "
+    "half of the network's own; contradicted if *d* is clearly above 0 and at least half of the network's. "
     "**In between**: reproduced if the mean *d* of the linear network is above 0 and below the network's; contradicted "
-    "if it is at most 0 or the linear network is certainly better. **Harm**: reproduced if, after a jump, any run is "
+    "if it is at most 0 or the linear network is clearly better. **Harm**: reproduced if, after a jump, any run is "
     "10 points below the plain one or non-finite; contradicted if none is ever 1 point below it, and all arms end "
     "at or above it.",
     "**Steadier**: by the mean absolute change of test accuracy from one evaluation to the next after the first jump; "
-    "reproduced if it is certainly smaller, contradicted if its mean isn't smaller. **Best**: reproduced if the final "
-    "accuracy is certainly above that of each other; contradicted if one of them is certainly above it. **Few "
+    "reproduced if it is clearly smaller, contradicted if its mean isn't smaller. **Best**: reproduced if the final "
+    "accuracy is clearly above that of each other; contradicted if one of them is clearly above it. **Few "
     f"weights**: reproduced if, in every training, fewer than {100 * NORMAL_SHARE:.0f} % of the weights make half of "
     "the sum of all absolute changes, which is their share if changes are normally distributed; contradicted if in "
     "none.",
@@ -36,7 +36,7 @@ RULES = (
 
 
 def sign(d: Paired) -> int:
-    """Returns the sign of the mean of differences if it is certain, else 0."""
+    """Returns the sign of the mean of differences if it is clear, else 0."""
     if d.n == 2:
         low, high = min(d.differences), max(d.differences)
     else:

@@ -178,7 +178,7 @@ def around(mean, spread=SURE):
         (Paired(()), 0),
     ],
 )
-def test_a_sign_is_certain_or_not(d, sign):
+def test_a_sign_is_clear_or_not(d, sign):
     assert verdicts.sign(d) == sign
 
 
@@ -231,7 +231,7 @@ def test_several_claims_in_one(keywords, verdict):
     [
         (Paired((0.05,)), "reproduced"),
         (around(0.4, UNSURE), "reproduced"),
-        (around(0.4), "partly"),  # a certain gain, but a small one
+        (around(0.4), "partly"),  # a clear gain, but a small one
         (around(0.6, UNSURE), "partly"),
         (around(0.5, (0.0,) * 3), "contradicted"),
         (Paired((0.4,)), "reproduced"),
@@ -318,7 +318,7 @@ def test_an_arm_of_which_most_runs_are_not_finite_is_no_gain(tmp_path):
     ("gains", "conclusion"),
     [
         ((0.5, 0.5), "tune the learning rate first; jumps still pay"),
-        ((0.5, -0.5), "jumps still pay with SGD, and there is no certain gain with Adam"),
+        ((0.5, -0.5), "jumps still pay with SGD, and there is no clear gain with Adam"),
         ((-0.5, -0.5), "cannot be tuned; where it can, tune it"),
         ((), "for now, only where the learning rate is given"),
     ],

@@ -56,8 +56,8 @@ LEGEND = (
     "Means over seeds, and medians where they are of steps or seconds. Final: test accuracy at the last step. "
     "Difference: of the same seed at the same step, in percentage points, with its 95 % interval (with two seeds it is "
     "12.7 times as wide as they are apart). In brackets how many runs reach the best test accuracy of the plain run of "
-    "the same seed. Share of steps: to the plain run's best. Seconds: of training, without evaluation; "
-    "those of plain are to its own best."
+    "the same seed. Share of steps: to the plain run's best. Seconds: of training, without evaluation, on a core of "
+    "its own (CPU time, since the machine may have done other work); those of plain are to its own best."
 )
 
 
@@ -97,7 +97,7 @@ def _curves(results: Results, name: str) -> Figure:
             charts.legend_below(ax)
         ax = drawn.axes[len(panels)]
         charts.accuracy_curves(ax, {**plain, "introspection": curves["introspection"]}, since, "seconds")
-        ax.set_title("against wall-clock")
+        ax.set_title("against time")
         charts.legend_below(ax)
         drawn.hide(len(panels) + 1)
     return drawn.figure

@@ -69,12 +69,12 @@ def _conclusion(raw: Paired, calibrated: Paired) -> str:
         )
     if sign(raw) > 0:
         return (
-            "By the loss, yes: the raw loss rises, and the calibrated one doesn't change for certain. Fit a "
+            "By the loss, yes: the raw loss rises, and the calibrated one doesn't change clearly. Fit a "
             "temperature if probabilities matter."
         )
     if sign(raw) < 0:
-        return "By the loss, yes: the raw loss falls, but the calibrated one doesn't change for certain."
-    return "Open: neither loss changes for certain."
+        return "By the loss, yes: the raw loss falls, but the calibrated one doesn't change clearly."
+    return "Open: neither loss changes clearly."
 
 
 def _label(name: str, c: Comparison) -> str:

@@ -142,7 +142,7 @@ def _form(results: Results) -> Claim | None:
     for optimizer, name in _TRAINED.items():
         c = results.compare(name, "fitted-equivariant", "fitted-l1")
         if c.n:
-            how = {1: "better", 0: "neither better nor worse for certain", -1: "worse"}[verdicts.sign(c.gain)]
+            how = {1: "better", 0: "neither clearly better nor clearly worse", -1: "worse"}[verdicts.sign(c.gain)]
             told.append(f"{optimizer}: {how}, by {interval(c.gain)} percentage points of final test accuracy")
             n = max(n, c.n)
     if not told:

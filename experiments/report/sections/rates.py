@@ -96,11 +96,11 @@ def answer(results: Results, optimizer: str) -> Claim | None:
     if compared is None or not compared.n:
         return None
     d = compared.gain
-    certain = "in both seeds" if d.n == 2 else "for certain"
+    clearly = "in both seeds" if d.n == 2 else "clearly"
     how = {
-        1: f"Yes, {certain}",
-        0: "Yes by the mean, but not for certain" if d.mean > 0 else "No gain by the mean, though not for certain",
-        -1: f"No: they lose, {certain}",
+        1: f"Yes, {clearly}",
+        0: "Yes by the mean, but not clearly" if d.mean > 0 else "No gain by the mean, though not clearly",
+        -1: f"No: they lose, {clearly}",
     }[verdicts.sign(d)]
     words = f"{how}: {interval(d)} percentage points of final test accuracy."
     if not all_tried(results, optimizer):

@@ -104,7 +104,7 @@ def _answer(results: Results, optimizer: str) -> Claim | None:
     best = best_two_point(results, experiment)
     if best is None or not best.n:
         return None
-    how = {1: "better than", 0: "neither better nor worse for certain than", -1: "worse than"}
+    how = {1: "better than", 0: "neither clearly better nor clearly worse than", -1: "worse than"}
     beside = [
         f"{name_of(name)} {interval(c.gain)}"
         for name in ("average", "ema", "lookahead")
