@@ -1,7 +1,6 @@
 """Section 3 of the paper: how much weights change in a training, and on which curves."""
 
 import dataclasses
-import itertools
 from typing import Any
 
 import numpy as np
@@ -181,8 +180,9 @@ def _from_bins(values: Array) -> Array:
     random = np.random.default_rng(0)
     edges = np.histogram_bin_edges(values, BINS // 4)
     chosen = []
-    for low, high in itertools.pairwise(edges):
-        here = np.flatnonzero((values >= low) & (values <= high))
+    bin_of = np.searchsorted(edges[1:-1], values, side="right")  # on an edge, a weight is in the upper bin only
+    for i in range(len(edges) - 1):
+        here = np.flatnonzero(bin_of == i)
         chosen += random.choice(here, min(CURVES_PER_BIN, len(here)), replace=False).tolist()
     return np.array(sorted(chosen))
 

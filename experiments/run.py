@@ -102,7 +102,7 @@ def run(
       seeds: only these seeds.
       steps: no more than so many steps; then it is another experiment, which needs a workdir of its own.
       workdir: the folder for results; what it takes to go on is in its folder `.working`.
-      processes: how many runs at a time, each on a core of its own; by default one for every core.
+      processes: how many runs at a time, each on a core of its own; by default one for every core. With a GPU, 1.
       minutes: stop cleanly after so many; the same command goes on later.
       data_dir: a folder with the original MNIST files, if you have them.
     """

@@ -76,12 +76,7 @@ def plain(value: Any) -> Any:
 
 def check_header(path: Path, expected: Line) -> None:
     """Raises a ValueError if a file of results is not of these settings and versions; the machine may differ."""
-    found = read_header(path)
-    differ = [
-        f"{name} was {_short(found.get(name))} and is {_short(plain(expected.get(name)))}"
-        for name in sorted((found.keys() | expected.keys()) - {"machine"})
-        if found.get(name) != plain(expected.get(name))
-    ]
+    differ = _differences(read_header(path) | {"machine": None}, plain(expected | {"machine": None}), "")
     if differ:
         raise ValueError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use another workdir")
 
@@ -113,6 +108,15 @@ def read(path: Path) -> Run:
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is not the whole of a run") from error
     return Run(header, lines, end)
+
+
+def _differences(found: Any, expected: Any, name: str) -> list[str]:
+    """Returns in words what differs; of settings within settings only those that do."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        within = f"{name}." if name else ""
+        keys = sorted(found.keys() | expected.keys())
+        return [text for key in keys for text in _differences(found.get(key), expected.get(key), f"{within}{key}")]
+    return [] if found == expected else [f"{name} was {_short(found)} and is {_short(expected)}"]
 
 
 def _short(value: Any) -> str:
