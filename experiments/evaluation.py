@@ -79,7 +79,8 @@ def temperature(logits: Array, labels: Array) -> float:
 
     def loss(log_temperature: float) -> float:
         inverse = np.exp(-np.float32(log_temperature))
-        return float(np.mean(np.log(np.sum(np.exp(below * inverse), axis=1)))) + missed * float(inverse)
+        with np.errstate(over="ignore"):  # far below the largest is 0, however far
+            return float(np.mean(np.log(np.sum(np.exp(below * inverse), axis=1)))) + missed * float(inverse)
 
     bounds = (np.log(1e-3), np.log(1e3))
     return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}).x))

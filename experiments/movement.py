@@ -114,11 +114,12 @@ class MovementUnit:
                 return
             r = self.recorded
             base = {"sgd": optax.sgd, "adam": optax.adam}[r.optimizer](r.learning_rate)
+            settings = {k: v for k, v in self._header(context).items() if k != "machine"}
             arms = {"plain": base, "jumps": optax.chain(base, optax_introspect.introspect(JUMP_STEPS))}
             for arm, tx in arms.items():
                 task = Task(NETWORKS[r.network], context.images, r.batch_size, 0)
                 reported = 0
-                for step, _ in record(task, tx, folder / arm, self._header(context), STEPS, EVERY):
+                for step, _ in record(task, tx, folder / arm, settings, STEPS, EVERY):
                     context.advance(step - reported)
                     reported = step
                     context.check_time()

@@ -21,7 +21,7 @@ DECAYS: dict[str, Callable[[float, int], optax.ScalarOrSchedule]] = {
     "inverse": lambda rate, steps: lambda step: rate * (1 + 1e-4 * step) ** -0.75,
 }
 
-# Which leaves jump, by the last names of their path.
+# Which leaves jump, by their path.
 LEAVES: dict[str, Callable[[str], bool]] = {
     "all": lambda path: True,
     "first-layer": lambda path: path.startswith(("layers/0/", "conv1/")),
@@ -86,6 +86,7 @@ def mask(leaves: str) -> Any:
         return None
 
     def of_leaf(path: Any, leaf: Any) -> bool:
-        return LEAVES[leaves](jax.tree_util.keystr(path, simple=True, separator="/"))
+        # Flax NNX ends the path of a leaf with the attribute that its variable has it in.
+        return LEAVES[leaves](jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"))
 
     return lambda params: jax.tree.map_with_path(of_leaf, params)

@@ -67,7 +67,7 @@ class Training:
       learning_rate: the base of every arm's.
       batch_size: examples a step.
       arms: the arms; those without a forecaster come first.
-      every: steps between two evaluations; jumps are evaluated before and after as well.
+      every: steps between two evaluations; besides, an arm is evaluated after its jumps, and before them.
       around: jump steps that arms without them are evaluated around as well, to be compared.
       after_jump: how many steps after a jump it is evaluated.
       train_examples: training images that are evaluated, the first ones.
@@ -103,12 +103,18 @@ class Training:
                 raise ValueError(
                     f"{self.name}: {arm.name} jumps at {last}, so that it needs more steps than {arm.steps}"
                 )
+            if arm.forecaster is not None and arm.averaging is not None:
+                raise ValueError(
+                    f"{self.name}: {arm.name} has both jumps and {arm.averaging}, which is not provided for"
+                )
             trunk = self.trunk_of(arm)
             if trunk.steps < max(arm.jump_steps[:1], default=0) or not set(arm.seeds) <= set(trunk.seeds):
                 raise ValueError(f"{self.name}: {arm.name} branches from {trunk.name}, which doesn't get there")
 
     def trunk_of(self, arm: Arm) -> Arm:
         """Returns the arm without jumps that an arm is one with up to its first jump; itself, if it has none."""
+        if arm.forecaster is None:
+            return arm
         for other in self.arms:
             if other.forecaster is None and other.trunk == arm.trunk:
                 return other

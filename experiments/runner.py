@@ -317,6 +317,7 @@ class _Branch(_Trainer):
         update = self.task.step_function(self.how)
         # The snapshots are those of a training that had the jumps from the start: each step of the trunk at which one
         # is taken is made once more, by the very program that trains this arm, and only the snapshots are kept of it.
+        # Trained alone, this arm can differ in the last bits: XLA may round the two programs differently.
         snapshots = self.start().opt_state[-1]
         for step in self.captures:
             then = trunk.state(step)

@@ -56,7 +56,7 @@ class Results:
         """
         record = training(experiment)
         arm = _arm(record, name)
-        other = _arm(record, against) if against else record.trunk_of(dataclasses.replace(arm, averaging=None))
+        other = _arm(record, against) if against else _plain(record, arm)
         mine, others = self.curves(experiment, name), self.curves(experiment, other.name)
         until = min(arm.steps, other.steps)
         pairs = [
@@ -153,6 +153,12 @@ def _check_same(what: str, found: Iterable[tuple[Path, Any]]) -> None:
 
 def _seeds(experiment: Experiment, arm: Any) -> tuple[int, ...]:
     return arm.seeds if isinstance(experiment, Training) else experiment.seeds
+
+
+def _plain(experiment: Training, arm: Arm) -> Arm:
+    """Returns the arm with neither jumps nor averaging and the same learning rate."""
+    trunk = dataclasses.replace(arm, averaging=None).trunk
+    return next(other for other in experiment.arms if other.forecaster is None and other.trunk == trunk)
 
 
 def _arm(experiment: Training, name: str) -> Arm:

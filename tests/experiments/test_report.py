@@ -90,6 +90,12 @@ def test_arms_are_compared_with_the_plain_run_of_their_seed(tmp_path):
     assert (c.n, c.foreseen, c.not_finite, c.until) == (2, 3, 0, 7000)
 
 
+def test_averages_of_weights_are_compared_with_plain_training(tmp_path):
+    put(tmp_path, "mnist_3-sgd", "plain", 0, {0: 0.1, 15_000: 0.93})
+    put(tmp_path, "mnist_3-sgd", "ema", 0, {0: 0.1, 15_000: 0.95})
+    assert read(tmp_path).compare("mnist_3-sgd", "ema").gain.differences == pytest.approx((2.0,))
+
+
 def test_arms_of_fewer_steps_are_compared_where_they_end(tmp_path):
     put(tmp_path, "mnist_1-sgd", "plain", 0, {3000: 0.9, 8000: 0.95, 20_000: 0.99})
     put(tmp_path, "mnist_1-sgd", "two-point-1.3", 0, {3001: 0.8, 8000: 0.96})

@@ -113,6 +113,11 @@ def test_fewer_steps():
         steps_of("mnist_3-schedules", arms=("1000-by-500-x2",), steps=1500)
 
 
+def test_arms_without_jumps_are_trained_each_however_few_steps_they_have():
+    ((experiment, arms, seeds),) = choose(["mnist_3-budgets"], ["plain-1875-x2", "plain-3750-x2"], [0], 1000)
+    assert [unit.trunk for unit in units_of(experiment, arms, seeds)] == list(arms)
+
+
 def test_units_of_every_kind():
     for name, kinds in (("predictors", 3), ("movement", 2), ("mnist_4", 3)):
         ((experiment, arms, seeds),) = choose([name], (), (), None)
