@@ -115,7 +115,7 @@ def test_fewer_steps():
 
 def test_arms_without_jumps_are_trained_each_however_few_steps_they_have():
     ((experiment, arms, seeds),) = choose(["mnist_3-budgets"], ["plain-1875-x2", "plain-3750-x2"], [0], 1000)
-    assert [unit.trunk for unit in units_of(experiment, arms, seeds)] == list(arms)
+    assert [unit.trunk for unit in module.units_of(experiment, arms, seeds)] == list(arms)
 
 
 def test_units_of_every_kind():
