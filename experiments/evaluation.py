@@ -49,9 +49,10 @@ def metrics(train_logits: Array, train_labels: Array, test_logits: Array, test_l
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """Returns the cross entropy of each example, float64 `[n]`."""
+    """Returns the cross entropy of each example, float64 `[n]`; NaN or infinite where logits are."""
     chosen = np.take_along_axis(logits, labels[:, None].astype(int), axis=1)[:, 0]
-    losses: Array = special.logsumexp(logits.astype(np.float64), axis=1) - chosen
+    with np.errstate(invalid="ignore"):
+        losses: Array = special.logsumexp(logits.astype(np.float64), axis=1) - chosen
     return losses
 
 

@@ -19,7 +19,7 @@ from . import runs
 from .networks import ConvNet
 from .predictor import BATCH_SIZE, LEARNING_RATE
 from .recording import record
-from .records import Paper
+from .records import Paper, Study
 from .runner import Context
 from .training import Task
 
@@ -77,16 +77,8 @@ _PAPER = Paper("section 4.1: L1 of 3.1 on training and 3.4 on validation example
 
 
 @dataclasses.dataclass(frozen=True)
-class Fits:
-    """The experiment that fits them all.
-
-    Attributes:
-      name: what it is called on the command line.
-      question: what it is to answer.
-      minutes: what it takes on two CPU cores.
-      paper: what the paper reports.
-      choices: what was chosen where the paper says nothing, and why.
-    """
+class Fits(Study):
+    """The experiment that fits them all."""
 
     name: str = "predictors"
     question: str = "Which loss, jump ratio and form give the smallest error on weights that were not fitted to?"
@@ -98,11 +90,6 @@ class Fits:
     def arms(self) -> tuple[Fit, ...]:
         """The predictors."""
         return FITS
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The one seed of the fits; the histories have their own."""
-        return (0,)
 
 
 @dataclasses.dataclass(frozen=True)

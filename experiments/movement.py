@@ -13,7 +13,7 @@ from optax_introspect import WeightHistory
 from . import runs
 from .networks import NETWORKS
 from .recording import record
-from .records import Paper
+from .records import Paper, Study
 from .runner import Context
 from .training import Task
 
@@ -56,16 +56,8 @@ _PAPER = Paper(
 
 
 @dataclasses.dataclass(frozen=True)
-class Movement:
-    """The experiment that records them, each without and with jumps.
-
-    Attributes:
-      name: what it is called on the command line.
-      question: what it is to answer.
-      minutes: what it takes on two CPU cores.
-      paper: what the paper reports.
-      choices: what was chosen where the paper says nothing, and why.
-    """
+class Movement(Study):
+    """The experiment that records them, each without and with jumps."""
 
     name: str = "movement"
     question: str = "How much do weights change, on what curves, and what does a jump do to one?"
@@ -77,11 +69,6 @@ class Movement:
     def arms(self) -> tuple[Recorded, ...]:
         """The trainings."""
         return RECORDED
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """The one seed."""
-        return (0,)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,30 @@ class Paper:
 
 
 @dataclasses.dataclass(frozen=True)
+class Study:
+    """An experiment that is no comparison of trainings.
+
+    Attributes:
+      name: what it is called on the command line.
+      question: what it is to answer.
+      minutes: what it takes on two CPU cores.
+      paper: what the paper reports.
+      choices: what was chosen where the paper says nothing, and why.
+    """
+
+    name: str
+    question: str
+    minutes: int
+    paper: Paper
+    choices: str
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """There is one; what it trains may have others of its own."""
+        return (0,)
+
+
+@dataclasses.dataclass(frozen=True)
 class Training:
     """An experiment that trains a network several times.
 

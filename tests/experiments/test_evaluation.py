@@ -85,6 +85,12 @@ def test_the_temperature_ends_at_its_bounds():
     assert 900 < temperature(sure, (np.arange(10) + 1) % 10) <= 1e3
 
 
+def test_a_label_whose_logit_is_infinite_like_another():
+    logits = np.array([[np.inf, np.inf, -np.inf], [0.0, np.inf, 0.0]], np.float32)
+    losses = cross_entropy(logits, np.array([0, 0], np.uint8))
+    assert not np.any(np.isfinite(losses))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_gives_nan(value):
     logits, labels = make_logits()
