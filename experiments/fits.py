@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import optax_introspect
 from optax_introspect import Examples, Forecaster, WeightHistory
 
 from . import runs
+from .forecasters import path_of_predictor
 from .networks import ConvNet
 from .predictor import BATCH_SIZE, LEARNING_RATE
 from .recording import record
@@ -116,7 +118,7 @@ class FitUnit:
         return [
             fit
             for fit in self.fits
-            if not self._path(context, fit).exists() or not (context.predictors / fit.name).exists()
+            if not self._path(context, fit).exists() or not path_of_predictor(context.predictors, fit.name).exists()
         ]
 
     def steps(self, context: Context) -> int:
@@ -131,7 +133,7 @@ class FitUnit:
 
     def run(self, context: Context) -> None:
         """Trains the network, and fits what is not fitted yet."""
-        folder = runs.working(context.workdir, self.experiment.name, self.history, 0)
+        folder = self._folder(context)
         with runs.locked(folder):
             self.check(context)
             if not (unfinished := self.unfinished(context)):
@@ -162,13 +164,13 @@ class FitUnit:
             num_steps=FIT_STEPS,
             progress=False,
         )
-        destination = context.predictors / fit.name
+        destination = path_of_predictor(context.predictors, fit.name)
         if not destination.exists():
             destination.parent.mkdir(parents=True, exist_ok=True)
             optax_introspect.save(fitted.forecaster, destination)
         if (path := self._path(context, fit)).exists():
             return
-        journal = runs.Journal(context.predictors / f"{fit.name}.jsonl", self._header(context, fit), None)
+        journal = runs.Journal(self._folder(context) / f"{fit.name}.jsonl", self._header(context, fit), None)
         journal.write(errors(fitted.forecaster, fitted.train, fitted.validation))
         journal.write(linear_rule(fitted.forecaster, fitted.validation))
         for line in displacements(fitted.forecaster, fitted.validation):
@@ -186,7 +188,10 @@ class FitUnit:
             "machine": runs.machine(),
         }
 
-    def _path(self, context: Context, fit: Fit) -> Any:
+    def _folder(self, context: Context) -> Path:
+        return runs.working(context.workdir, self.experiment.name, self.history, 0)
+
+    def _path(self, context: Context, fit: Fit) -> Path:
         return runs.path_of(context.workdir, self.experiment.name, fit.name, 0)
 
 

@@ -49,10 +49,15 @@ def forecaster(name: str, predictors: Path) -> Forecaster:
         if name not in FORECASTERS:
             raise ValueError(f"unknown forecaster {name!r}; known are {', '.join(FORECASTERS)} and {FITTED}NAME")
         return FORECASTERS[name]()
-    folder = predictors / name.removeprefix(FITTED)
+    folder = path_of_predictor(predictors, name.removeprefix(FITTED))
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no predictor {folder}: python -m experiments run predictors makes it")
     return optax_introspect.load(folder)
+
+
+def path_of_predictor(predictors: Path, name: str) -> Path:
+    """Returns the folder of a fitted predictor, which stands beside what was measured of it."""
+    return predictors / name / "predictor"
 
 
 def fingerprint(forecaster: Forecaster) -> str:

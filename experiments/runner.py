@@ -55,8 +55,8 @@ class Context:
 
     @property
     def predictors(self) -> Path:
-        """Where `run predictors` leaves them."""
-        return self.workdir / ".working" / "predictors"
+        """Where `run predictors` leaves them: with the results, since those of others are of these very ones."""
+        return self.workdir / "predictors"
 
 
 @dataclasses.dataclass

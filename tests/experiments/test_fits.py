@@ -213,10 +213,18 @@ def test_what_is_complete_is_not_run_again(finished, made):
     assert after == before
 
 
-def test_predictors_are_made_anew_where_only_results_are(finished, tmp_path, made):
-    """The results came from elsewhere, say; the predictors are needed by others."""
+def test_results_are_all_that_others_need(finished, tmp_path, made):
     workdir = copied(finished, tmp_path)
     shutil.rmtree(workdir / ".working")
+    assert FitUnit(Fits(), "lecun", CHOSEN).unfinished(tiny.context(workdir)) == []
+    again, before = (forecaster("fitted-l1", tiny.context(folder).predictors) for folder in (workdir, finished))
+    assert fingerprint(again) == fingerprint(before)
+
+
+def test_predictors_are_made_anew_where_only_results_are(finished, tmp_path, made):
+    workdir = copied(finished, tmp_path)
+    for folder in (workdir / ".working", *workdir.glob("predictors/*/predictor")):
+        shutil.rmtree(folder)
     context = tiny.context(workdir)
     unit = FitUnit(Fits(), "lecun", CHOSEN[:1])
     assert unit.unfinished(context) == list(CHOSEN[:1])
@@ -225,7 +233,7 @@ def test_predictors_are_made_anew_where_only_results_are(finished, tmp_path, mad
     assert contents(workdir) == contents(finished)
     again, before = (forecaster("fitted-l1", tiny.context(folder).predictors) for folder in (workdir, finished))
     assert fingerprint(again) == fingerprint(before)
-    assert not (context.predictors / "equivariant").exists()
+    assert [path.parent.name for path in workdir.glob("predictors/*/predictor")] == ["l1"]
 
 
 def test_results_are_made_anew_where_only_predictors_are(finished, tmp_path, made):

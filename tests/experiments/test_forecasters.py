@@ -60,12 +60,12 @@ def test_an_unknown_name_lists_the_known_ones(name):
 
 def test_a_fitted_predictor(tmp_path):
     made = untrained(1)
-    with pytest.raises(FileNotFoundError, match=f"no predictor {tmp_path}/equivariant: .*experiments run predictors"):
+    with pytest.raises(FileNotFoundError, match=f"no predictor {tmp_path}/equivariant/predictor: .*experiments run predictors"):
         forecaster("fitted-equivariant", tmp_path)
-    optax_introspect.save(made, tmp_path / "equivariant")
+    optax_introspect.save(made, tmp_path / "equivariant" / "predictor")
     loaded = forecaster("fitted-equivariant", tmp_path)
     assert fingerprint(loaded) == fingerprint(made)
-    with pytest.raises(FileNotFoundError, match=f"no predictor {tmp_path}/l1: "):
+    with pytest.raises(FileNotFoundError, match=f"no predictor {tmp_path}/l1/predictor: "):
         forecaster("fitted-l1", tmp_path)
 
 
