@@ -60,7 +60,8 @@ def test_an_unknown_name_lists_the_known_ones(name):
 
 def test_a_fitted_predictor(tmp_path):
     made = untrained(1)
-    with pytest.raises(FileNotFoundError, match=f"no predictor {tmp_path}/equivariant/predictor: .*experiments run predictors"):
+    message = f"no predictor {tmp_path}/equivariant/predictor: .*experiments run predictors"
+    with pytest.raises(FileNotFoundError, match=message):
         forecaster("fitted-equivariant", tmp_path)
     optax_introspect.save(made, tmp_path / "equivariant" / "predictor")
     loaded = forecaster("fitted-equivariant", tmp_path)
