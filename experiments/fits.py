@@ -139,7 +139,7 @@ class FitUnit:
             if not (unfinished := self.unfinished(context)):
                 return
             init, seed = HISTORIES[self.history]
-            images = context.images
+            images = context.images("mnist")
             settings = {"images": images.source.partition(",")[0], "history": self.history}
             network = ConvNet if init is None else functools.partial(ConvNet, kernel_init=init)
             task = Task(network, images, BATCH_SIZE, seed)
@@ -183,7 +183,7 @@ class FitUnit:
             "arm": dataclasses.asdict(fit),
             "seed": 0,
             "steps": [STEPS, RECORD_EVERY, NUM_EXAMPLES, FIT_STEPS],
-            "images": context.images.source.partition(",")[0],
+            "images": context.images("mnist").source.partition(",")[0],
             "versions": runs.versions(),
             "machine": runs.machine(),
         }

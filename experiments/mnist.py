@@ -1,30 +1,8 @@
 """Every experiment on MNIST, as data."""
 
-from collections.abc import Sequence
-
 from .fits import FITS, Fits
-from .movement import Movement
-from .records import Arm, Paper, Training
-
-
-def _arm(
-    name: str,
-    seeds: int,
-    steps: int,
-    forecaster: str | None = None,
-    jump_steps: tuple[int, ...] = (),
-    *,
-    leaves: str = "all",
-    rate: float = 1.0,
-    decay: str = "none",
-    averaging: str | None = None,
-) -> Arm:
-    return Arm(name, forecaster, jump_steps, leaves, rate, decay, averaging, steps, tuple(range(seeds)))
-
-
-def _jumping(names: Sequence[str], seeds: int, steps: int, jump_steps: tuple[int, ...]) -> tuple[Arm, ...]:
-    return tuple(_arm(name, seeds, steps, name, jump_steps) for name in names)
-
+from .movement import Movement, Recorded
+from .records import Arm, Paper, Training, arm, jumping
 
 _LINEAR_AND_QUADRATIC = ("quadratic-1.25", "quadratic-1.3", "quadratic-1.4", "linear-fit-1.1", "linear-fit-1.075")
 _TWO_POINT = tuple(f"two-point-{k:g}" for k in (1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0))
@@ -41,10 +19,10 @@ _MNIST_1_SGD = Training(
     learning_rate=1e-2,
     batch_size=50,
     arms=(
-        _arm("plain", 2, 20_000),
-        _arm("introspection", 2, 20_000, "introspection", _JUMPS_1),
-        *_jumping(("introspection-linear", _EQUIVARIANT, "two-point-1.3"), 2, 8000, _JUMPS_1),
-        *_jumping((*_LINEAR_AND_QUADRATIC, "noise-0.001", "noise-0.005"), 1, 8000, _JUMPS_1),
+        arm("plain", 2, 20_000),
+        arm("introspection", 2, 20_000, "introspection", _JUMPS_1),
+        *jumping(("introspection-linear", _EQUIVARIANT, "two-point-1.3"), 2, 8000, _JUMPS_1),
+        *jumping((*_LINEAR_AND_QUADRATIC, "noise-0.001", "noise-0.005"), 1, 8000, _JUMPS_1),
     ),
     every=500,
     around=_JUMPS_1,
@@ -71,8 +49,8 @@ _MNIST_1_ADAM = Training(
     learning_rate=1e-4,
     batch_size=50,
     arms=(
-        _arm("plain", 2, 10_000),
-        *_jumping(("introspection", "introspection-k2.2"), 2, 10_000, _JUMPS_1),
+        arm("plain", 2, 10_000),
+        *jumping(("introspection", "introspection-k2.2"), 2, 10_000, _JUMPS_1),
     ),
     every=500,
     around=_JUMPS_1,
@@ -97,9 +75,9 @@ _MNIST_2 = Training(
     learning_rate=1e-2,
     batch_size=64,
     arms=(
-        _arm("plain", 5, 10_000, decay="inverse"),
-        _arm("introspection", 5, 10_000, "introspection", _JUMPS_2, decay="inverse"),
-        _arm("two-point-1.3", 5, 10_000, "two-point-1.3", _JUMPS_2, decay="inverse"),
+        arm("plain", 5, 10_000, decay="inverse"),
+        arm("introspection", 5, 10_000, "introspection", _JUMPS_2, decay="inverse"),
+        arm("two-point-1.3", 5, 10_000, "two-point-1.3", _JUMPS_2, decay="inverse"),
     ),
     every=250,
     around=_JUMPS_2,
@@ -140,10 +118,10 @@ def _mnist_3(optimizer: str, learning_rate: float, paper: Paper) -> Training:
         learning_rate=learning_rate,
         batch_size=100,
         arms=(
-            _arm("plain", 5, 15_000),
-            _arm("ema", 5, 15_000, averaging="ema"),
-            _arm("lookahead", 5, 15_000, averaging="lookahead"),
-            *_jumping(names, 5, 15_000, _JUMPS_3),
+            arm("plain", 5, 15_000),
+            arm("ema", 5, 15_000, averaging="ema"),
+            arm("lookahead", 5, 15_000, averaging="lookahead"),
+            *jumping(names, 5, 15_000, _JUMPS_3),
         ),
         every=250,
         around=_JUMPS_3,
@@ -192,8 +170,8 @@ _MNIST_4 = Training(
     learning_rate=5e-4,
     batch_size=128,
     arms=(
-        _arm("plain", 3, 7000),
-        *_jumping(("introspection", "two-point-1.3"), 3, 7000, _JUMPS_4),
+        arm("plain", 3, 7000),
+        *jumping(("introspection", "two-point-1.3"), 3, 7000, _JUMPS_4),
     ),
     every=250,
     around=_JUMPS_4,
@@ -218,7 +196,7 @@ def _predictors(optimizer: str, learning_rate: float) -> Training:
         optimizer=optimizer,
         learning_rate=learning_rate,
         batch_size=100,
-        arms=(_arm("plain", 3, 15_000), *_jumping([f"fitted-{fit.name}" for fit in FITS], 3, 15_000, _JUMPS_3)),
+        arms=(arm("plain", 3, 15_000), *jumping([f"fitted-{fit.name}" for fit in FITS], 3, 15_000, _JUMPS_3)),
         every=500,
         around=_JUMPS_3,
         minutes=15,
@@ -234,7 +212,7 @@ def _schedules() -> Training:
             for count in range(1, 7):
                 jump_steps = tuple(first + i * interval for i in range(count))
                 if jump_steps[-1] <= 13_000 and not (count == 1 and interval > 500):  # one jump has no interval
-                    arms.append(_arm(f"{first}-by-{interval}-x{count}", 2, steps, "introspection", jump_steps))
+                    arms.append(arm(f"{first}-by-{interval}-x{count}", 2, steps, "introspection", jump_steps))
     return Training(
         name="mnist_3-schedules",
         question="When should the first jump be, how far apart should jumps be, and how many?",
@@ -242,7 +220,7 @@ def _schedules() -> Training:
         optimizer="sgd",
         learning_rate=5e-3,
         batch_size=100,
-        arms=(_arm("plain", 2, steps), *arms),
+        arms=(arm("plain", 2, steps), *arms),
         every=500,
         minutes=25,
         paper=Paper("section 4: jump steps are given without a rule; they lie where the training has slowed down"),
@@ -254,9 +232,9 @@ def _rates(optimizer: str, learning_rate: float) -> Training:
     for decay in ("none", "cosine"):
         for rate in (0.5, 1.0, 2.0, 4.0, 8.0):
             tail = f"x{rate:g}" if decay == "none" else f"x{rate:g}-{decay}"
-            arms.append(_arm(f"plain-{tail}", 3, 15_000, rate=rate, decay=decay))
+            arms.append(arm(f"plain-{tail}", 3, 15_000, rate=rate, decay=decay))
             for name in ("introspection", "two-point-1.3"):
-                arms.append(_arm(f"{name}-{tail}", 3, 15_000, name, _JUMPS_3, rate=rate, decay=decay))
+                arms.append(arm(f"{name}-{tail}", 3, 15_000, name, _JUMPS_3, rate=rate, decay=decay))
     return Training(
         name=f"mnist_3-rates-{optimizer}",
         question=f"Do jumps still help when the learning rate of {_SPELLED[optimizer]} is tuned, for both?",
@@ -276,9 +254,9 @@ def _budgets(name: str, network: str, rates: tuple[float, ...]) -> Training:
         jump_steps = tuple(budget * t // _BUDGET_3 for t in _JUMPS_3)
         for rate in rates:
             tail = f"{budget}-x{rate:g}"
-            arms.append(_arm(f"plain-{tail}", 3, budget, rate=rate, decay="cosine"))
+            arms.append(arm(f"plain-{tail}", 3, budget, rate=rate, decay="cosine"))
             for way in ("introspection", "two-point-1.3"):
-                arms.append(_arm(f"{way}-{tail}", 3, budget, way, jump_steps, rate=rate, decay="cosine"))
+                arms.append(arm(f"{way}-{tail}", 3, budget, way, jump_steps, rate=rate, decay="cosine"))
     return Training(
         name=name,
         question="How many steps do jumps save when the learning rate falls to zero at the budget, for both?",
@@ -304,9 +282,9 @@ _LAYERS = Training(
     learning_rate=5e-3,
     batch_size=100,
     arms=(
-        _arm("plain", 3, 15_000),
+        arm("plain", 3, 15_000),
         *(
-            _arm(leaves, 3, 15_000, "introspection", _JUMPS_3, leaves=leaves)
+            arm(leaves, 3, 15_000, "introspection", _JUMPS_3, leaves=leaves)
             for leaves in ("all", "first-layer", "later-layers", "kernels", "biases")
         ),
     ),
@@ -324,9 +302,9 @@ _LAYERS_1 = Training(
     learning_rate=1e-2,
     batch_size=50,
     arms=(
-        _arm("plain", 1, 5600),
+        arm("plain", 1, 5600),
         *(
-            _arm(leaves, 1, 5600, "introspection", _JUMPS_1, leaves=leaves)
+            arm(leaves, 1, 5600, "introspection", _JUMPS_1, leaves=leaves)
             for leaves in ("all", "convolutions", "dense", "biases")
         ),
     ),
@@ -335,6 +313,21 @@ _LAYERS_1 = Training(
     after_jump=_AFTER,
     train_examples=2000,
     minutes=20,
+)
+
+_MOVEMENT = Movement(
+    name="movement",
+    question="How much do weights change, on what curves, and what does a jump do to one?",
+    minutes=10,
+    paper=Paper(
+        "section 3, figures 1 to 10: most weights hardly change, those that do follow smooth curves, and few carry "
+        "most of the change"
+    ),
+    choices="N_0 for the convolutional network, since its histories are what the predictors were fitted to.",
+    recorded=(
+        Recorded("convolutional-sgd", "N_0 with SGD", "N_0", "sgd", 1e-2, 50, 15_000, 100, _JUMPS_3),
+        Recorded("dense-adam", "MNIST_3 with Adam", "MNIST_3", "adam", 1e-3, 100, 15_000, 100, _JUMPS_3),
+    ),
 )
 
 EXPERIMENTS: dict[str, Training | Fits | Movement] = {
@@ -355,6 +348,6 @@ EXPERIMENTS: dict[str, Training | Fits | Movement] = {
         _MNIST_1_ADAM,
         _LAYERS_1,
         _MNIST_2,
-        Movement(),
+        _MOVEMENT,
     )
 }

@@ -12,15 +12,14 @@ from optax_introspect import WeightHistory
 
 from . import runs
 from .networks import NETWORKS
+from .optimizers import OPTIMIZERS
 from .recording import record
-from .records import Paper, Study
+from .records import Study
 from .runner import Context
 from .training import Task
 
 Array = npt.NDArray[Any]
 
-JUMP_STEPS = (6000, 8000, 10_000)
-STEPS, EVERY = 15_000, 100
 BINS, CURVES_PER_BIN = 100, 2
 
 
@@ -30,45 +29,61 @@ class Recorded:
 
     Attributes:
       name: what it is called.
+      title: what it is called in figures.
       network: a key of `experiments.networks.NETWORKS`.
       optimizer: `"sgd"` or `"adam"`.
       learning_rate: of the optimizer.
       batch_size: examples a step.
+      steps: updates.
+      every: updates from one record to the next.
+      jump_steps: where the other run of it jumps.
+      augmentation: a key of `experiments.data.AUGMENTATIONS`, or None.
     """
 
     name: str
+    title: str
     network: str
     optimizer: str
     learning_rate: float
     batch_size: int
+    steps: int
+    every: int
+    jump_steps: tuple[int, ...]
+    augmentation: str | None = None
 
-
-RECORDED = (
-    Recorded("convolutional-sgd", "N_0", "sgd", 1e-2, 50),
-    Recorded("dense-adam", "MNIST_3", "adam", 1e-3, 100),
-)
-
-
-_PAPER = Paper(
-    "section 3, figures 1 to 10: most weights hardly change, those that do follow smooth curves, and few carry most of "
-    "the change"
-)
+    def settings(self) -> dict[str, Any]:
+        """Returns what its histories depend on."""
+        names = ("name", "network", "optimizer", "learning_rate", "batch_size")
+        augmentation = {} if self.augmentation is None else {"augmentation": self.augmentation}
+        return {
+            "arm": {name: getattr(self, name) for name in names} | augmentation,
+            "seed": 0,
+            "steps": [self.steps, self.every],
+            "jump_steps": list(self.jump_steps),
+        }
 
 
 @dataclasses.dataclass(frozen=True)
 class Movement(Study):
-    """The experiment that records them, each without and with jumps."""
+    """An experiment that records trainings, each without and with jumps.
 
-    name: str = "movement"
-    question: str = "How much do weights change, on what curves, and what does a jump do to one?"
-    minutes: int = 10
-    paper: Paper = _PAPER
-    choices: str = "N_0 for the convolutional network, since its histories are what the predictors were fitted to."
+    Attributes:
+      recorded: the trainings.
+      images: what they train on, a key of `experiments.data.DATA`.
+    """
+
+    recorded: tuple[Recorded, ...]
+    images: str = "mnist"
 
     @property
     def arms(self) -> tuple[Recorded, ...]:
         """The trainings."""
-        return RECORDED
+        return self.recorded
+
+    @property
+    def data(self) -> str:
+        """What they train on, a key of `experiments.data.DATA`."""
+        return self.images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +100,7 @@ class MovementUnit:
 
     def steps(self, context: Context) -> int:
         """Returns how many steps there are to be made, if none was made yet."""
-        return 0 if self._path(context).exists() else 2 * STEPS
+        return 0 if self._path(context).exists() else 2 * self.recorded.steps
 
     def check(self, context: Context) -> None:
         """Raises a ValueError if a result that is there already is of other settings."""
@@ -100,13 +115,14 @@ class MovementUnit:
             if self._path(context).exists():
                 return
             r = self.recorded
-            base = {"sgd": optax.sgd, "adam": optax.adam}[r.optimizer](r.learning_rate)
+            base = OPTIMIZERS[r.optimizer](r.learning_rate)
             settings = {k: v for k, v in self._header(context).items() if k != "machine"}
-            arms = {"plain": base, "jumps": optax.chain(base, optax_introspect.introspect(JUMP_STEPS))}
+            arms = {"plain": base, "jumps": optax.chain(base, optax_introspect.introspect(r.jump_steps))}
             for arm, tx in arms.items():
-                task = Task(NETWORKS[r.network], context.images, r.batch_size, 0)
+                images = context.images(self.experiment.data)
+                task = Task(NETWORKS[r.network], images, r.batch_size, 0, r.augmentation)
                 reported = 0
-                for step, _ in record(task, tx, folder / arm, settings, STEPS, EVERY):
+                for step, _ in record(task, tx, folder / arm, settings, r.steps, r.every):
                     context.advance(step - reported)
                     reported = step
                     context.check_time()
@@ -119,11 +135,8 @@ class MovementUnit:
     def _header(self, context: Context) -> runs.Line:
         return {
             "experiment": self.experiment.name,
-            "arm": dataclasses.asdict(self.recorded),
-            "seed": 0,
-            "steps": [STEPS, EVERY],
-            "jump_steps": list(JUMP_STEPS),
-            "images": context.images.source.partition(",")[0],
+            **self.recorded.settings(),
+            "images": context.images(self.experiment.data).source.partition(",")[0],
             "versions": runs.versions(),
             "machine": runs.machine(),
         }

@@ -17,8 +17,22 @@ from .training import Optimizer, Params
 DECAYS: dict[str, Callable[[float, int], optax.ScalarOrSchedule]] = {
     "none": lambda rate, steps: rate,
     "cosine": lambda rate, steps: optax.cosine_decay_schedule(rate, steps),
+    # Every 350 epochs of 390 batches, had the training the 40 000 steps of the paper's CIFAR_1: never in these.
+    "350-epochs": lambda rate, steps: optax.exponential_decay(rate, steps * 350 * 390 // 40_000, 0.1, staircase=True),
+    # As the paper's AlexNet_1, which takes 300 000 steps: a tenth at each third.
+    "thirds": lambda rate, steps: optax.exponential_decay(rate, steps // 3, 0.1, staircase=True),
+    # As the paper's Inception_v1: 1 500 000 steps of 128 images are 75 times two epochs of ImageNet.
+    "two-epochs-of-150": lambda rate, steps: optax.exponential_decay(rate, steps // 75, 0.94, staircase=True),
     # Caffe's `inv`, with the gamma and the power that the paper gives for MNIST_2.
     "inverse": lambda rate, steps: lambda step: rate * (1 + 1e-4 * step) ** -0.75,
+}
+
+OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]] = {
+    "sgd": optax.sgd,
+    "adam": optax.adam,
+    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
+    # As TensorFlow's, which the paper's Inception_v1 was trained with: epsilon in the root, the average starts at 1.
+    "rmsprop": lambda rate: optax.rmsprop(rate, decay=0.9, eps=1.0, initial_scale=1.0, momentum=0.9),
 }
 
 # Which leaves jump, by their path.
@@ -74,7 +88,7 @@ AVERAGING: dict[str, Callable[[optax.GradientTransformation], Optimizer]] = {"em
 def optimizer(experiment: Training, arm: Arm, forecaster: Forecaster | None) -> Optimizer:
     """Returns the optimizer of an arm; with a forecaster, `introspect` is the last of its chain of two."""
     rate = DECAYS[arm.decay](experiment.learning_rate * arm.rate, arm.steps)
-    base = {"sgd": optax.sgd, "adam": optax.adam}[experiment.optimizer](rate)
+    base = OPTIMIZERS[experiment.optimizer](rate)
     if forecaster is not None:
         base = optax.chain(base, optax_introspect.introspect(arm.jump_steps, forecaster, mask=mask(arm.leaves)))
     return Optimizer(base) if arm.averaging is None else AVERAGING[arm.averaging](base)

@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
 
 from optax_introspect import WeightHistory
 
-from .training import Params, Task
+from .training import Optimizer, Params, Task, Trained
 
 CHECKPOINT_EVERY = 1000
 
@@ -35,32 +33,31 @@ def record(
     Raises:
       ValueError: `folder` holds a run with other settings, or a checkpoint without its history.
     """
-    params, step = task.params, 0
-    opt_state = tx.init(params)
-    update = task.step_function(tx)
+    trained, step = Trained(task.params, tx.init(task.params), task.statistics), 0
+    update = task.update_function(Optimizer(tx))
     with (
-        WeightHistory.record(folder / "history", params, metadata=settings) as history,
+        WeightHistory.record(folder / "history", task.params, metadata=settings) as history,
         ocp.CheckpointManager(
             (folder / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=1)
         ) as checkpoints,
     ):
         if (latest := checkpoints.latest_step()) is not None:
             step = latest
-            params, opt_state = checkpoints.restore(step, args=ocp.args.StandardRestore((params, opt_state)))
+            saved = checkpoints.restore(step, args=ocp.args.StandardRestore(trained.saved()))
+            trained = trained.restored(saved)
         if step > 0 and step - step % every not in history.steps:
             raise ValueError(f"the history in {folder} does not reach its checkpoint at step {step}; start in another")
         history.truncate(step)
-        yield step, params
+        yield step, trained.params
         if len(history.steps) == 0:
-            history.append(0, params)
+            history.append(0, trained.params)
         while step < steps:
-            params, opt_state = update(params, opt_state, step)
+            trained = update(trained, step)
             step += 1
             if step % every == 0:
-                history.append(step, params)
+                history.append(step, trained.params)
             if step % CHECKPOINT_EVERY == 0 or step == steps:
                 history.flush()  # a checkpoint must not be ahead of the history
-                copy = jax.tree.map(np.asarray, (params, opt_state))
-                checkpoints.save(step, args=ocp.args.StandardSave(copy))
+                checkpoints.save(step, args=ocp.args.StandardSave(trained.saved()))
             if step % every == 0 or step == steps:
-                yield step, params
+                yield step, trained.params

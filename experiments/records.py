@@ -1,7 +1,11 @@
 """What an experiment is: everything about it is data, and stands in the header of its results."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
+
+# Of a field that came later: it stands in headers only where it is not the default, so that old results still count.
+_LATER = {"later": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,30 @@ class Arm:
     @property
     def trunk(self) -> tuple[Any, ...]:
         """What it has in common with the arms that are trained as one with it up to the first jump."""
-        return self.rate, self.decay, self.averaging, self.steps if self.decay == "cosine" else None
+        return self.rate, self.decay, self.averaging, None if self.decay in ("none", "inverse") else self.steps
+
+
+def arm(
+    name: str,
+    seeds: int,
+    steps: int,
+    forecaster: str | None = None,
+    jump_steps: tuple[int, ...] = (),
+    *,
+    leaves: str = "all",
+    rate: float = 1.0,
+    decay: str = "none",
+    averaging: str | None = None,
+) -> Arm:
+    """Returns an arm that is run with the first so many seeds."""
+    return Arm(name, forecaster, jump_steps, leaves, rate, decay, averaging, steps, tuple(range(seeds)))
+
+
+def jumping(
+    names: Sequence[str], seeds: int, steps: int, jump_steps: tuple[int, ...], decay: str = "none"
+) -> tuple[Arm, ...]:
+    """Returns an arm for each of some forecasters, with its name."""
+    return tuple(arm(name, seeds, steps, name, jump_steps, decay=decay) for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +105,11 @@ class Study:
         """There is one; what it trains may have others of its own."""
         return (0,)
 
+    @property
+    def data(self) -> str:
+        """What it trains on, a key of `experiments.data.DATA`."""
+        return "mnist"
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -87,7 +119,7 @@ class Training:
       name: what it is called on the command line.
       question: what it is to answer.
       network: a key of `experiments.networks.NETWORKS`.
-      optimizer: `"sgd"` or `"adam"`.
+      optimizer: a key of `experiments.optimizers.OPTIMIZERS`.
       learning_rate: the base of every arm's.
       batch_size: examples a step.
       arms: the arms; those without a forecaster come first.
@@ -98,6 +130,8 @@ class Training:
       minutes: what all of it takes on two CPU cores.
       paper: what the paper reports.
       choices: what was chosen where the paper says nothing, or contradicts itself, and why.
+      data: what it is trained on, a key of `experiments.data.DATA`.
+      augmentation: what is done to the images of a batch, a key of `experiments.data.AUGMENTATIONS`, or None.
     """
 
     name: str
@@ -114,6 +148,8 @@ class Training:
     around: tuple[int, ...] = ()
     after_jump: tuple[int, ...] = (1,)
     train_examples: int = 10_000
+    data: str = dataclasses.field(default="mnist", metadata=_LATER)
+    augmentation: str | None = dataclasses.field(default=None, metadata=_LATER)
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -161,4 +197,7 @@ class Training:
             "after_jump",
             "train_examples",
         )
-        return {"experiment": self.name, **{name: getattr(self, name) for name in names}}
+        later = [
+            f.name for f in dataclasses.fields(self) if f.metadata == _LATER and getattr(self, f.name) != f.default
+        ]
+        return {"experiment": self.name, **{name: getattr(self, name) for name in (*names, *later)}}

@@ -2,13 +2,14 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
 import os
 import queue
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -21,18 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from . import runs
-from .data import load_mnist
+from .data import Images, load
 from .fits import Fits, fit_units
-from .mnist import EXPERIMENTS
-from .movement import Movement, movement_units
+from .movement import movement_units
 from .records import Training
 from .runner import Context, StoppedError, training_units
+from .table import EXPERIMENTS, Experiment
 
 WORKDIR = Path("runs/experiments")
 # Histories and the states that arms branch from.
 NEEDED_BYTES = 2_000_000_000
-
-Experiment = Training | Fits | Movement
 
 
 class Unit(Protocol):
@@ -104,7 +103,7 @@ def run(
       workdir: the folder for results; what it takes to go on is in its folder `.working`.
       processes: how many runs at a time, each on a core of its own; by default one for every core. With a GPU, 1.
       minutes: stop cleanly after so many; the same command goes on later.
-      data_dir: a folder with the original MNIST files, if you have them.
+      data_dir: a folder with the original files of MNIST, of CIFAR-10, or of both, if you have them.
     """
     chosen = choose(names, arms, seeds, steps)
     if processes is not None and processes < 1:
@@ -113,8 +112,9 @@ def run(
         raise ValueError(f"minutes must be more than 0; got {minutes}")
     check_workdir(workdir)
     console = Console()
-    images = load_mnist(data_dir, fallback=False)
-    console.print(f"Images: {images.source}")
+    images = _loader(data_dir)
+    for name in dict.fromkeys(experiment.data for experiment, _, _ in chosen):
+        console.print(f"{name}: {images(name).source}")
     deadline = None if minutes is None else time.time() + 60 * minutes
     context = Context(workdir, images, deadline)
     stopped = False
@@ -245,6 +245,11 @@ def _run_all(
     return stopped
 
 
+def _loader(data_dir: Path | None) -> Callable[[str], Images]:
+    """Returns a function from the name of a data set to its images, which are read once, when they are asked for."""
+    return functools.cache(lambda name: load(name, data_dir))
+
+
 _context: Context  # of a worker
 
 
@@ -255,7 +260,7 @@ def _begin_worker(free_cores: Any, news: Any, workdir: Path, deadline: float | N
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {free_cores.get()})
     global _context, _news
-    _context, _news = Context(workdir, load_mnist(data_dir, fallback=False), deadline), news
+    _context, _news = Context(workdir, _loader(data_dir), deadline), news
 
 
 _news: Any  # where a worker tells of its steps

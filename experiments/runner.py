@@ -17,12 +17,12 @@ import optax_introspect
 
 from . import runs
 from .data import Images
-from .evaluation import metrics
+from .evaluation import Metrics, metrics
 from .forecasters import fingerprint, forecaster
 from .networks import NETWORKS
 from .optimizers import optimizer
 from .records import Arm, Training
-from .training import Optimizer, StepFunction, Task
+from .training import Optimizer, Task, Trained, UpdateFunction
 
 # What a run that is killed loses at most, in seconds of training, if evaluations are not farther apart.
 CHECKPOINT_SECONDS = 30.0
@@ -38,13 +38,13 @@ class Context:
 
     Attributes:
       workdir: the folder of results.
-      images: what is trained on.
+      images: what there is to train on, by the name that records use.
       deadline: when to stop, on the clock of `time.time`; None is never.
       advance: is told of steps that were made.
     """
 
     workdir: Path
-    images: Images
+    images: Callable[[str], Images]
     deadline: float | None = None
     advance: Callable[[int], None] = lambda steps: None
 
@@ -65,22 +65,19 @@ class State:
 
     Attributes:
       step: updates made.
-      params: what is trained.
-      opt_state: of the optimizer.
+      trained: what they led to.
       seconds: of training, on the clock.
       cpu_seconds: of this process: the same on a core of its own, unless others work there too.
     """
 
     step: int
-    params: Any
-    opt_state: Any
+    trained: Trained
     seconds: float = 0.0
     cpu_seconds: float = 0.0
 
     def copy(self) -> "State":
         """Returns a state in buffers of its own, since every step writes into those that it is given."""
-        params, opt_state = jax.tree.map(jnp.copy, (self.params, self.opt_state))
-        return dataclasses.replace(self, params=params, opt_state=opt_state)
+        return dataclasses.replace(self, trained=jax.tree.map(jnp.copy, self.trained))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +123,7 @@ class Unit:
             "seed": self.seed,
             "branch": branch,
             "forecaster": None if with_jumps is None else fingerprint(with_jumps),
-            "images": context.images.source.partition(",")[0],
+            "images": context.images(self.experiment.data).source.partition(",")[0],
             "versions": runs.versions(),
             "machine": runs.machine(),
         }
@@ -150,7 +147,9 @@ class Unit:
             unfinished = self.unfinished(context)
             if not unfinished:
                 return
-            task = Task(NETWORKS[self.experiment.network], context.images, self.experiment.batch_size, self.seed)
+            experiment, images = self.experiment, context.images(self.experiment.data)
+            network = NETWORKS[experiment.network]
+            task = Task(network, images, experiment.batch_size, self.seed, experiment.augmentation)
             branches = [_Branch(self, context, task, arm) for arm in unfinished if arm.jump_steps]
             trunk = _Trunk(self, context, task, branches)
             trunk.train(self.trunk in unfinished)
@@ -177,28 +176,27 @@ class _Trainer:
         self.folder = unit.working(context.workdir, arm)
         experiment = unit.experiment
         around = {*arm.jump_steps, *experiment.around}
-        self.measured = {
-            *range(0, arm.steps + 1, experiment.every),
-            arm.steps,
-            *around,
-            *(t + after for t in around for after in experiment.after_jump),
-        }
+        around_jumps = {*around, *(t + after for t in around for after in experiment.after_jump)}
+        self.measured = {*range(0, arm.steps + 1, experiment.every), arm.steps, *around_jumps}
+        # Where the running statistics of batch norm may be those of other weights, and, to compare, where they aren't.
+        self.recalibrated = {arm.steps, *around_jumps} if jax.tree.leaves(task.statistics) else set()
 
     def start(self) -> State:
         """Returns the state at step 0."""
-        params = self.how.start(jax.tree.map(jnp.copy, self.task.params))
-        return State(0, params, jax.jit(self.how.tx.init)(params))
+        params, statistics = jax.tree.map(jnp.copy, (self.task.params, self.task.statistics))
+        params = self.how.start(params)
+        return State(0, Trained(params, jax.jit(self.how.tx.init)(params), statistics))
 
-    def finish(self, state: State, update: StepFunction) -> None:
+    def finish(self, state: State, update: UpdateFunction) -> None:
         """Trains from a state, or from the last checkpoint, to the end of the arm."""
-        update(*_pair(state.copy()), state.step)  # compiles it, so that the clock doesn't count that
+        update(state.copy().trained, state.step)  # compiles it, so that the clock doesn't count that
         began_at = state.step
         with ocp.CheckpointManager(
             (self.folder / "checkpoint").absolute(),
             options=ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False),
         ) as checkpoints:
             if (latest := checkpoints.latest_step()) is not None:
-                state = _restored(checkpoints.restore(latest, args=ocp.args.StandardRestore(_saved(state))))
+                state = _restored(checkpoints.restore(latest, args=ocp.args.StandardRestore(_saved(state))), state)
             self.context.advance(state.step - began_at)
             journal = runs.Journal(self.folder / "journal.jsonl", self.unit.header(self.context, self.arm), latest)
             saved_at, reported, finite = time.monotonic(), state.step, True
@@ -227,34 +225,42 @@ class _Trainer:
                     journal.close()
                     raise
         self.context.advance(self.arm.steps - state.step)
-        end = {"end": "complete" if finite else "not finite", **_jumps(state.opt_state)}
+        end = {"end": "complete" if finite else "not finite", **_jumps(state.trained.opt_state)}
         journal.complete(self.unit.path(self.context.workdir, self.arm), end)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
-    def _step(self, state: State, update: StepFunction) -> None:
+    def _step(self, state: State, update: UpdateFunction) -> None:
         began, cpu_began = time.perf_counter(), time.process_time()
-        state.params, state.opt_state = update(state.params, state.opt_state, state.step)
+        state.trained = update(state.trained, state.step)
         state.step += 1
         if state.step in self.measured:
-            jax.block_until_ready(state.params)
+            jax.block_until_ready(state.trained.params)
         state.seconds += time.perf_counter() - began
         state.cpu_seconds += time.process_time() - cpu_began
 
     def _measure(self, state: State, journal: runs.Journal) -> bool:
         """Writes down what is measured; returns whether it is finite."""
-        weights = self.how.evaluated(state.params, state.opt_state)
-        images, count = self.context.images, self.unit.experiment.train_examples
-        found = metrics(
-            self.task.logits(weights, images.train_images[:count]),
-            images.train_labels[:count],
-            self.task.logits(weights, images.test_images),
-            images.test_labels,
-        )
+        params, opt_state, statistics = state.trained
+        weights = self.how.evaluated(params, opt_state)
+        found = self._metrics(weights, statistics)
         clocks = {"seconds": state.seconds}
         if jax.default_backend() == "cpu":
             clocks["cpu_seconds"] = state.cpu_seconds
-        journal.write({"step": state.step, **clocks, **found._asdict()})
+        line = {"step": state.step, **clocks, **found._asdict()}
+        if state.step in self.recalibrated:
+            again = self._metrics(weights, self.task.recalibrated(weights, state.step))
+            line |= {f"recalibrated_{name}": value for name, value in again._asdict().items()}
+        journal.write(line)
         return math.isfinite(found.train_loss) and math.isfinite(found.test_loss)
+
+    def _metrics(self, weights: Any, statistics: Any) -> Metrics:
+        images, count = self.task.images, self.unit.experiment.train_examples
+        return metrics(
+            self.task.logits(weights, images.train_images[:count], statistics),
+            images.train_labels[:count],
+            self.task.logits(weights, images.test_images, statistics),
+            images.test_labels,
+        )
 
     def keep(self, state: State) -> None:
         """Keeps a state for the arms that branch."""
@@ -269,7 +275,7 @@ class _Trunk(_Trainer):
 
     def train(self, unfinished: bool) -> None:
         """Trains to the end, if that is not done, and at least as far as a state is wanted."""
-        update = self.task.step_function(self.how)
+        update = self.task.update_function(self.how)
         if unfinished:
             self.finish(self.start(), update)
         # What is missing now: this arm was complete before another was asked for, or went on from a checkpoint.
@@ -293,8 +299,9 @@ class _Trunk(_Trainer):
 
     def state(self, step: int) -> State:
         """Returns a state that was kept."""
+        start = self.start()
         with ocp.StandardCheckpointer() as checkpointer:
-            return _restored(checkpointer.restore(self._kept(step), _saved(self.start())))
+            return _restored(checkpointer.restore(self._kept(step), _saved(start)), start)
 
     def _kept(self, step: int) -> Path:
         return (self.folder / "kept" / str(step)).absolute()
@@ -314,33 +321,34 @@ class _Branch(_Trainer):
 
     def train(self, trunk: _Trunk) -> None:
         """Trains from the first jump to the end."""
-        update = self.task.step_function(self.how)
+        update = self.task.update_function(self.how)
         # The snapshots are those of a training that had the jumps from the start: each step of the trunk at which one
         # is taken is made once more, by the very program that trains this arm, and only the snapshots are kept of it.
         # Trained alone, this arm can differ in the last bits: XLA may round the two programs differently.
-        snapshots = self.start().opt_state[-1]
+        snapshots = self.start().trained.opt_state[-1]
         for step in self.captures:
-            then = trunk.state(step)
-            snapshots = snapshots._replace(introspect_step=jnp.asarray(step, jnp.int32))
-            _, (_, snapshots) = update(then.params, (then.opt_state, snapshots), step)
-        state = trunk.state(self.first_jump)
-        snapshots = snapshots._replace(introspect_step=jnp.asarray(self.first_jump, jnp.int32))
-        self.finish(dataclasses.replace(state, opt_state=(state.opt_state, snapshots)), update)
+            then = _with_snapshots(trunk.state(step), snapshots)
+            snapshots = update(then.trained, step).opt_state[-1]
+        self.finish(_with_snapshots(trunk.state(self.first_jump), snapshots), update)
 
 
-def _pair(state: State) -> tuple[Any, Any]:
-    return state.params, state.opt_state
+def _with_snapshots(state: State, snapshots: Any) -> State:
+    """Returns a state of the arm without jumps as one of an arm with them."""
+    snapshots = snapshots._replace(introspect_step=jnp.asarray(state.step, jnp.int32))
+    trained = state.trained._replace(opt_state=(state.trained.opt_state, snapshots))
+    return dataclasses.replace(state, trained=trained)
+
+
+_NUMBERS = ("step", "seconds", "cpu_seconds")
 
 
 def _saved(state: State) -> dict[str, Any]:
-    tree: dict[str, Any] = jax.tree.map(np.asarray, dict(vars(state)))
-    return tree
+    numbers = {name: np.asarray(getattr(state, name)) for name in _NUMBERS}
+    return {**numbers, "trained": state.trained.saved()}
 
 
-def _restored(saved: dict[str, Any]) -> State:
-    params, opt_state = jax.tree.map(jnp.asarray, (saved["params"], saved["opt_state"]))
-    numbers = {name: saved[name].item() for name in ("step", "seconds", "cpu_seconds")}
-    return State(params=params, opt_state=opt_state, **numbers)
+def _restored(saved: dict[str, Any], like: State) -> State:
+    return State(trained=like.trained.restored(saved["trained"]), **{name: saved[name].item() for name in _NUMBERS})
 
 
 def _jumps(opt_state: Any) -> runs.Line:

@@ -120,8 +120,8 @@ def _handed_through(tx: optax.GradientTransformation) -> optax.GradientTransform
 def _training(task: Task, tx: optax.GradientTransformation) -> tuple[float, Callable[[int], Any]]:
     """Returns the temporaries of a step, and a function that makes some steps."""
     params = jax.tree.map(jnp.copy, task.params)
-    state = [params, jax.jit(tx.init)(params)]
-    compiled = task.lower(tx, *state).compile()
+    state = [params, jax.jit(tx.init)(params), task.statistics]
+    compiled = task.lower(tx, *state[:2]).compile()
     batch = task.batch(0)
 
     def some_steps(steps: int) -> Any:

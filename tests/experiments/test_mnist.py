@@ -1,4 +1,4 @@
-"""The records of experiments, and that those on MNIST fit together and are the paper's."""
+"""The records of experiments fit together, and are the paper's."""
 
 import dataclasses
 import itertools
@@ -9,14 +9,15 @@ import pytest
 from flax import nnx
 
 import optax_introspect
+from experiments.data import AUGMENTATIONS, DATA
 from experiments.fits import FITS, HISTORIES, Fits
 from experiments.forecasters import FITTED, FORECASTERS
-from experiments.mnist import EXPERIMENTS
-from experiments.movement import RECORDED, Movement
+from experiments.movement import Movement
 from experiments.networks import NETWORKS
-from experiments.optimizers import AVERAGING, DECAYS, LEAVES, mask
+from experiments.optimizers import AVERAGING, DECAYS, LEAVES, OPTIMIZERS, mask
 from experiments.records import Training
 from experiments.runner import training_units
+from experiments.table import EXPERIMENTS
 
 from . import tiny
 
@@ -29,6 +30,7 @@ NAMES = [
     *("mnist_3-budgets", "he-budgets", "mnist_3-schedules", "mnist_3-layers"),
     *("mnist_4", "mnist_1-sgd", "mnist_1-adam", "mnist_1-layers", "mnist_2"),
     "movement",
+    *("cifar_1-tenth", "cifar_1", "alexnet-cifar10", "inception-cifar10", "movement-cifar10"),
 ]
 
 
@@ -105,14 +107,15 @@ def test_every_experiment_has_its_name():
     assert [experiment.name for experiment in EXPERIMENTS.values()] == NAMES
     assert isinstance(EXPERIMENTS["predictors"], Fits)
     assert isinstance(EXPERIMENTS["movement"], Movement)
+    assert isinstance(EXPERIMENTS["movement-cifar10"], Movement)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_every_experiment_asks_something_and_says_what_it_takes(experiment):
     assert experiment.question.endswith("?")
-    assert 0 < experiment.minutes < 24 * 60
+    assert 0 < experiment.minutes < 48 * 60
     names = [arm.name for arm in experiment.arms]
-    assert len(set(names)) == len(names) > 1
+    assert len(set(names)) == len(names) > isinstance(experiment, Training)
     assert all(name == name.strip() and "/" not in name for name in names)
     assert experiment.seeds
 
@@ -120,7 +123,9 @@ def test_every_experiment_asks_something_and_says_what_it_takes(experiment):
 @pytest.mark.parametrize("experiment", TRAININGS.values(), ids=TRAININGS)
 def test_everything_that_an_experiment_names_is_there(experiment):
     assert experiment.network in NETWORKS
-    assert experiment.optimizer in ("sgd", "adam")
+    assert experiment.optimizer in OPTIMIZERS
+    assert experiment.data in DATA
+    assert experiment.augmentation is None or experiment.augmentation in AUGMENTATIONS
     fits = {f"{FITTED}{fit.name}" for fit in FITS}
     for arm in experiment.arms:
         assert arm.forecaster is None or arm.forecaster in FORECASTERS or arm.forecaster in fits
@@ -276,4 +281,7 @@ def test_fits_and_recordings():
     assert {fit.jump_ratio for fit in FITS} == {1.5, 2.0, 2.2, 3.0}
     assert {fit.history for fit in FITS} == set(HISTORIES)
     assert not {fit.name for fit in FITS} & set(HISTORIES)  # they share a folder
-    assert all(recorded.network in NETWORKS for recorded in RECORDED)
+    for experiment in EXPERIMENTS.values():
+        if isinstance(experiment, Movement):
+            assert all(recorded.network in NETWORKS for recorded in experiment.recorded)
+            assert experiment.data in DATA

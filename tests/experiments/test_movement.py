@@ -1,5 +1,6 @@
 """How much weights change, and the unit that records it, at a small scale."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import movement as module
-from experiments.movement import RECORDED, Movement, MovementUnit, Recorded, carrying_half, movement_units, summary
+from experiments.movement import Movement, MovementUnit, Recorded, carrying_half, movement_units, summary
 from experiments.networks import NETWORKS
+from experiments.records import Paper
 from experiments.runner import Context, StoppedError
+from experiments.table import EXPERIMENTS
 from optax_introspect import WeightHistory
 
 from . import tiny
@@ -75,22 +78,21 @@ def test_the_summary_of_a_toy(tmp_path):
 
 # The unit.
 
-RECORDING = Recorded("tiny-sgd", "tiny", "sgd", 0.1, 50)
+RECORDING = Recorded("tiny-sgd", "Tiny", "tiny", "sgd", 0.1, 50, 20, 2, (10, 14))
+EXPERIMENT = Movement("movement", "How?", 1, Paper("nothing"), "", (RECORDING,))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setitem(NETWORKS, "tiny", tiny.SMALL_MLP)
-        for name, value in {"JUMP_STEPS": (10, 14), "STEPS": 20, "EVERY": 2}.items():
-            monkeypatch.setattr(module, name, value)
         yield
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir, told = tmp_path_factory.mktemp("movement"), []
-    unit, context = MovementUnit(Movement(), RECORDING), tiny.context(workdir, advance=told.append)
+    unit, context = MovementUnit(EXPERIMENT, RECORDING), tiny.context(workdir, advance=told.append)
     assert unit.steps(context) == 40
     unit.run(context)
     assert (sum(told), unit.steps(context)) == (40, 0)
@@ -129,13 +131,13 @@ def test_what_is_written(finished):
 def test_it_is_not_run_again(finished, monkeypatch):
     monkeypatch.setattr(module, "record", None)
     before = results(finished).stat().st_mtime_ns
-    MovementUnit(Movement(), RECORDING).run(tiny.context(finished))
+    MovementUnit(EXPERIMENT, RECORDING).run(tiny.context(finished))
     assert results(finished).stat().st_mtime_ns == before
 
 
-def test_other_settings_are_refused(finished, monkeypatch):
-    monkeypatch.setattr(module, "JUMP_STEPS", (10, 15))
-    for check in (MovementUnit(Movement(), RECORDING).check, MovementUnit(Movement(), RECORDING).run):
+def test_other_settings_are_refused(finished):
+    other = MovementUnit(EXPERIMENT, dataclasses.replace(RECORDING, jump_steps=(10, 15)))
+    for check in (other.check, other.run):
         with pytest.raises(ValueError, match=r"jump_steps was \[10, 14\] and is \[10, 15\]"):
             check(tiny.context(finished))
 
@@ -153,14 +155,15 @@ def test_the_time_is_up(finished, tmp_path, monkeypatch):
     for stop in (4, 11 + 5):
         state.asked, state.stop = 0, stop
         with pytest.raises(StoppedError):
-            MovementUnit(Movement(), RECORDING).run(tiny.context(tmp_path))
+            MovementUnit(EXPERIMENT, RECORDING).run(tiny.context(tmp_path))
         assert not results(tmp_path).exists()
     state.stop = None
-    MovementUnit(Movement(), RECORDING).run(tiny.context(tmp_path))
+    MovementUnit(EXPERIMENT, RECORDING).run(tiny.context(tmp_path))
     assert results(tmp_path).read_bytes() == results(finished).read_bytes()
 
 
 def test_units():
-    units = movement_units(Movement(), RECORDED)
+    experiment = EXPERIMENTS["movement"]
+    units = movement_units(experiment, experiment.recorded)
     assert [unit.name for unit in units] == ["movement, convolutional-sgd", "movement, dense-adam"]
-    assert movement_units(Movement(), RECORDED[1:]) == units[1:]
+    assert movement_units(experiment, experiment.recorded[1:]) == units[1:]

@@ -10,7 +10,7 @@ import pytest
 import optax_introspect
 from experiments import recording
 from experiments.recording import record
-from experiments.training import Task
+from experiments.training import Optimizer, Task, Trained
 from optax_introspect import WeightHistory
 
 from . import tiny
@@ -32,8 +32,8 @@ def training():
     tx = optax.chain(
         optax.adam(0.01), optax_introspect.introspect((10,), optax_introspect.polynomial(1, 1.3, points=(1.0, 0.4)))
     )
-    update = Task(tiny.SMALL_MLP, tiny.digits(), 50, 0).step_function(tx)
-    return SimpleNamespace(tx=tx, update=update)
+    task = Task(tiny.SMALL_MLP, tiny.digits(), 50, 0)
+    return SimpleNamespace(tx=tx, update=task.update_function(Optimizer(tx)))
 
 
 class Interrupted(BaseException):
@@ -45,13 +45,13 @@ def made(training, monkeypatch):
     """The steps that were made; the one of number `fail_at` is not."""
     made = SimpleNamespace(steps=[], fail_at=None)
 
-    def update(params, opt_state, step):
+    def update(trained, step):
         if step == made.fail_at:
             raise Interrupted
         made.steps.append(step)
-        return training.update(params, opt_state, step)
+        return training.update(trained, step)
 
-    monkeypatch.setattr(Task, "step_function", lambda self, tx: update)
+    monkeypatch.setattr(Task, "update_function", lambda self, tx: update)
     return made
 
 
@@ -70,11 +70,11 @@ def read(folder):
 def alone(training):
     """The weights of each step, from the loop that everybody would write."""
     task = Task(tiny.SMALL_MLP, tiny.digits(), 50, 0)
-    params, opt_state = task.params, training.tx.init(task.params)
-    weights = [tiny.leaves(params)]
+    trained = Trained(task.params, training.tx.init(task.params), task.statistics)
+    weights = [tiny.leaves(trained.params)]
     for step in range(STEPS):
-        params, opt_state = training.update(params, opt_state, step)
-        weights.append(tiny.leaves(params))
+        trained = training.update(trained, step)
+        weights.append(tiny.leaves(trained.params))
     return weights
 
 

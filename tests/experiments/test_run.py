@@ -21,11 +21,10 @@ from experiments import __main__ as command_line
 from experiments import run as module
 from experiments import runs
 from experiments.fits import FITS, Fits
-from experiments.mnist import EXPERIMENTS
-from experiments.movement import RECORDED
 from experiments.networks import NETWORKS
 from experiments.run import check_workdir, choose, list_experiments, run
 from experiments.runner import StoppedError
+from experiments.table import EXPERIMENTS
 
 from . import tiny
 
@@ -65,11 +64,11 @@ def test_some_arms_and_seeds():
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        ([], {}, "name at least one experiment; known are predictors, mnist_3-sgd, .*, movement, and all"),
+        ([], {}, "name at least one experiment; known are predictors, mnist_3-sgd, .*, movement-cifar10, and all"),
         (
             ["mnist_5", "mnist_2", "x"],
             {},
-            "unknown experiments mnist_5, x; known are predictors, .*, movement, and all",
+            "unknown experiments mnist_5, x; known are predictors, .*, movement-cifar10, and all",
         ),
         (
             ["mnist_4"],
@@ -169,7 +168,7 @@ def test_the_list_names_every_experiment(columns, tmp_path, monkeypatch, capsys)
     assert rows["mnist_4"][-6:] == ["3", "3", "15", "3", "of", "9"]
     assert rows["mnist_1-sgd"][-3:] == ["0", "of", "17"]
     assert rows["predictors"][-3:] == ["0", "of", str(len(FITS))]
-    assert rows["movement"][-3:] == ["0", "of", str(len(RECORDED))]
+    assert rows["movement"][-3:] == ["0", "of", str(len(EXPERIMENTS["movement"].recorded))]
 
 
 # The command.
@@ -205,7 +204,7 @@ class Fake:
         if self.does == "stops":
             raise StoppedError
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        found = {"process": os.getpid(), "cores": cores, "images": context.images.name}
+        found = {"process": os.getpid(), "cores": cores, "images": context.images("mnist").name}
         self.path(context).write_text(json.dumps(found))
 
 
@@ -216,7 +215,7 @@ TINY = tiny.training(tiny.arm("plain", steps=8, seeds=(0, 1)), tiny.arm("jumping
 def small(monkeypatch):
     """Experiments with tiny and fake units, all run in this process; what is said and done is noted."""
     monkeypatch.setattr(module, "EXPERIMENTS", {"tiny": TINY, "predictors": Fits()})
-    monkeypatch.setattr(module, "load_mnist", lambda data_dir, fallback: tiny.digits())
+    monkeypatch.setattr(module, "load", lambda name, data_dir: tiny.digits())
     monkeypatch.setitem(NETWORKS, "tiny", tiny.SMALL_MLP)
     noted = SimpleNamespace(fits=[Fake("fits-small", 1), Fake("fits-large", 5)], trainings=None, order=[], options=None)
     units_of = module.units_of
@@ -332,7 +331,7 @@ def test_bad_input_ends_with_a_message(monkeypatch, tmp_path, arguments, message
 
 def begin_with_digits(*arguments):
     """What a worker begins with, but on scikit-learn's digits."""
-    module.load_mnist = lambda data_dir, fallback: tiny.digits()
+    module.load = lambda name, data_dir: tiny.digits()
     module._begin_worker(*arguments)
 
 

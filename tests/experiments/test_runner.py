@@ -65,22 +65,22 @@ class Killed(BaseException):
 def made(monkeypatch):
     """The steps that were made, a list for each program in the order of their making; `fuse` more can be made."""
     made = SimpleNamespace(steps=[], fuse=math.inf)
-    step_function = Task.step_function
+    update_function = Task.update_function
 
     def noting(self, optimizer):
-        update, steps = step_function(self, optimizer), []
+        update, steps = update_function(self, optimizer), []
         made.steps.append(steps)
 
-        def noted(params, opt_state, step):
+        def noted(trained, step):
             if made.fuse <= 0:
                 raise Killed
             made.fuse -= 1
             steps.append(step)
-            return update(params, opt_state, step)
+            return update(trained, step)
 
         return noted
 
-    monkeypatch.setattr(Task, "step_function", noting)
+    monkeypatch.setattr(Task, "update_function", noting)
     return made
 
 
@@ -142,8 +142,9 @@ def noted():
     measure = runner._Trainer._measure
 
     def measured(self, state, journal):
-        noted.trained[self.arm.name, state.step] = tiny.leaves(state.params)
-        noted.evaluated[self.arm.name, state.step] = tiny.leaves(self.how.evaluated(state.params, state.opt_state))
+        params, opt_state, _ = state.trained
+        noted.trained[self.arm.name, state.step] = tiny.leaves(params)
+        noted.evaluated[self.arm.name, state.step] = tiny.leaves(self.how.evaluated(params, opt_state))
         return measure(self, state, journal)
 
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -436,19 +437,19 @@ def train_slowly(workdir, calls):
     """What a process does that is killed from outside: it tells how many steps it has made."""
     NETWORKS.update(tiny.TINY_NETWORKS)
     runner.CHECKPOINT_SECONDS = -1.0
-    step_function = Task.step_function
+    update_function = Task.update_function
 
     def slow(self, optimizer):
-        update = step_function(self, optimizer)
+        update = update_function(self, optimizer)
 
-        def counted(params, opt_state, step):
+        def counted(trained, step):
             time.sleep(0.02)
             calls.value += 1
-            return update(params, opt_state, step)
+            return update(trained, step)
 
         return counted
 
-    Task.step_function = slow
+    Task.update_function = slow
     tiny.unit(ADAM, "two-point").run(tiny.context(workdir))
 
 

@@ -57,7 +57,7 @@ def training(*arms, name="tiny", **settings):
 
 
 def context(workdir, **settings):
-    return runner.Context(workdir, digits(), **settings)
+    return runner.Context(workdir, lambda name: digits(), **settings)
 
 
 def unit(experiment, *names, seed=0):
