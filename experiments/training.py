@@ -155,8 +155,11 @@ class Task:
         """Returns the statistics of batch norm that weights have on the training batches that follow a step."""
         network = nnx.merge(self.graphdef, params, self.statistics)
         inputs = (self.batch(step + i)[0] for i in range(batches))
-        optax_introspect.recalibrate(network, inputs, lambda network, x: network(self._prepared(x), jax.random.key(0)))
+        optax_introspect.recalibrate(network, inputs, self._training_pass)
         return nnx.state(network, nnx.Not(nnx.Param))
+
+    def _training_pass(self, network: Any, images: Any) -> Any:
+        return network(self._prepared(images), jax.random.key(0))
 
     def evaluate(self, params: Params) -> tuple[float, float]:
         """Returns the mean cross entropy and the accuracy on the test set."""

@@ -7,6 +7,7 @@ from .forecast import Forecaster, forecaster, gaussian_noise, introspection, pol
 from .history import WeightHistory
 from .network import IntrospectionNetwork
 from .plan import Plan, plan
+from .recalibrate import recalibrate
 from .sampling import Examples, sample_examples
 from .statistics import WeightChange, weight_change
 from .transform import IntrospectState, introspect
@@ -32,6 +33,7 @@ __all__ = [
     "plan",
     "polynomial",
     "pretrained",
+    "recalibrate",
     "sample_examples",
     "save",
     "weight_change",
