@@ -1,0 +1,1 @@
+"""ImageNet: its images, and the training of AlexNet and Inception on them."""
