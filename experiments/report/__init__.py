@@ -8,7 +8,7 @@ from . import page
 from .results import read
 
 
-def report(results: Path = Path("results/mnist"), output: Path = Path("results")) -> None:
+def report(results: Path = Path("results/runs"), output: Path = Path("results")) -> None:
     """Writes the report of all complete runs: README.md with figures, and one self-contained HTML page.
 
     It is made of whatever is complete, and says of the rest which command makes it. The same results give the same

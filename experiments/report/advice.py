@@ -1,13 +1,15 @@
 """When to use jumps and when not: one paragraph, worded by rule from the numbers."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from .results import Results
 from .sections.budgets import EXPERIMENTS as BUDGETS
 from .sections.budgets import MEASURES, saved
-from .sections.comparison import ROWS
 from .sections.rates import EXPERIMENTS as RATES
 from .sections.rates import all_tried, headline
+from .sections.rows import CIFAR, MNIST, ROWS, Row
 from .statistics import Paired
 from .verdicts import sign
 from .wording import both_seeds, interval, listed, number
@@ -17,19 +19,31 @@ _POINTS = "percentage points"
 
 def advice(results: Results) -> str:
     """Returns the paragraph; what is not known yet is said to be open."""
-    gains = {ROWS[name].title: d for name in ROWS if (d := results.compare(name, "introspection").gain).n > 1}
+    gains, on_cifar = _gains(results, MNIST), _gains(results, CIFAR)
     tuned = {
         optimizer: compared.gain
         for optimizer in RATES
         if (compared := headline(results, optimizer)) is not None and compared.n > 1 and all_tried(results, optimizer)
     }
-    if not gains and not tuned:
+    if not gains and not on_cifar and not tuned:
         return "Not known yet: no two seeds of any comparison are complete."
-    told = [_at_the_papers_settings(gains), _tuned(tuned), *_budgets(results), _two_points(results)]
-    return " ".join(part for part in (*told, _conclusion(gains, tuned)) if part)
+    told = [
+        _by_sign("Final test accuracy at the paper's settings", gains),
+        _by_sign("On CIFAR-10, final test accuracy", on_cifar),
+        _tuned(tuned),
+        *_budgets(results),
+        _two_points(results),
+    ]
+    return " ".join(part for part in (*told, _conclusion(gains | on_cifar, tuned)) if part)
 
 
-def _at_the_papers_settings(gains: dict[str, Paired]) -> str:
+def _gains(results: Results, rows: Mapping[str, Row]) -> dict[str, Paired]:
+    """Returns the gains of the paper's method by the titles of rows, where there are several seeds."""
+    found = {row.title: results.compare(name, row.main).gain for name, row in rows.items()}
+    return {title: d for title, d in found.items() if d.n > 1}
+
+
+def _by_sign(where: str, gains: dict[str, Paired]) -> str:
     by_sign = {
         s: [f"{title} ({interval(d)}{both_seeds(d)})" for title, d in gains.items() if sign(d) == s] for s in (1, 0, -1)
     }
@@ -40,7 +54,7 @@ def _at_the_papers_settings(gains: dict[str, Paired]) -> str:
     ]
     if not parts:
         return ""
-    return f"Final test accuracy at the paper's settings, in {_POINTS}: the network's jumps {'; they '.join(parts)}."
+    return f"{where}, in {_POINTS}: the network's jumps {'; they '.join(parts)}."
 
 
 def _tuned(tuned: dict[str, Paired]) -> str:
@@ -66,8 +80,7 @@ def _budgets(results: Results) -> list[str]:
 
 
 def _two_points(results: Results) -> str:
-    names = [name for name in ROWS if name != "mnist_1-adam"]  # which doesn't have it
-    found = {name: results.compare(name, "two-point-1.3", "introspection").gain for name in names}
+    found = {name: results.compare(name, row.two_point, row.main).gain for name, row in ROWS.items() if row.two_point}
     by_sign = {s: [ROWS[name].title for name, d in found.items() if d.n > 1 and sign(d) == s] for s in (1, 0, -1)}
     parts = [
         f"{how} in {listed(by_sign[s])}"

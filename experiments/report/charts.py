@@ -20,6 +20,10 @@ FIXED: dict[str, Look] = {
     "two-point-1.3": {"color": BLUE, "linestyle": "--", "marker": "^"},
     "fitted-equivariant": {"color": GREEN, "linestyle": "-.", "marker": "D"},
 }
+# The main arms of CIFAR_1 jump at the paper's third set of steps.
+FIXED |= {f"{name}-set-3": FIXED[name] for name in ("introspection", "two-point-1.3", "fitted-equivariant")}
+FIXED["introspection-early"] = FIXED["introspection"]
+FIXED["introspection-late"] = {"color": PURPLE, "linestyle": "--", "marker": "P"}
 _OTHERS: list[Look] = [
     {"color": color, "linestyle": line, "marker": marker}
     for color, line, marker in (
@@ -74,6 +78,23 @@ def mark_jumps(ax: Any, jump_steps: Sequence[int]) -> None:
     """Draws a line at each jump."""
     for i, step in enumerate(jump_steps):
         ax.axvline(step, color=GREY, linewidth=0.9, linestyle=(0, (1, 2)), label="jump" if i == 0 else None)
+
+
+def mark_jumps_of(ax: Any, jump_steps: Mapping[str, Sequence[int]], looks: Mapping[str, Look]) -> None:
+    """Draws the jumps of arms: lines if they are the same for all, else a row of marks above the axes for each."""
+    if len(set(jump_steps.values())) == 1:
+        mark_jumps(ax, next(iter(jump_steps.values())))
+        return
+    for i, (name, steps) in enumerate(jump_steps.items()):
+        look = {"color": looks[name]["color"], "marker": "v", "markersize": 5, "linestyle": "none"}
+        ax.plot(steps, [1.03 + 0.04 * i] * len(steps), transform=ax.get_xaxis_transform(), clip_on=False, **look)
+
+
+def mark_drops(ax: Any, steps: Sequence[int]) -> None:
+    """Draws a line where the learning rate falls steeply."""
+    for i, step in enumerate(steps):
+        label = "drop of the learning rate" if i == 0 else None
+        ax.axvline(step, color=GREY, linewidth=1.5, alpha=0.6, label=label)
 
 
 def accuracy_curves(ax: Any, arms: Mapping[str, Sequence[Curve]], since: Mapping[str, int], x: str = "step") -> None:

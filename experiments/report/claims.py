@@ -12,15 +12,21 @@ from .wording import both_seeds, count, interval, listed, name_of, number, seeds
 _POINTS = "percentage points"
 
 
-def network(results: Results, experiment: str) -> Claim:
-    """The network's jumps lead to a better accuracy, or to the plain run's best sooner, or both."""
+def network(results: Results, experiment: str, main: str = "introspection") -> Claim:
+    """The network's jumps lead to a better accuracy, or to the plain run's best sooner, or both.
+
+    Args:
+      results: all complete runs.
+      experiment: the experiment.
+      main: the arm with the network's jumps.
+    """
     paper = training(experiment).paper
     assert paper is not None
     assert paper.plain is not None
     assert paper.jumps is not None
     gained = 100 * (paper.jumps - paper.plain)
     kinds = ["gain"] * (gained > 0) + ["speed"] * (paper.plain_steps is not None)
-    compared = results.compare(experiment, "introspection")
+    compared = results.compare(experiment, main)
     title = f"the network's jumps: {' and '.join(kinds)}"
     if compared.not_finite > compared.n:
         return Claim(title, f"Most runs failed.{_not_finite(compared)}", "contradicted", _seeds(compared))
@@ -147,8 +153,19 @@ def comparisons(results: Results, experiment: str, prefix: str = "") -> list[Com
 
 def gain_then(results: Results, experiment: str, step: int) -> Paired:
     """Returns the network's gain at some step, in percentage points."""
-    pairs = results.compare(experiment, "introspection").pairs
-    return Paired(tuple(100 * (p.mine.at(step, "test_accuracy") - p.other.at(step, "test_accuracy")) for p in pairs))
+    return results.compare(experiment, "introspection").gain_at(step)
+
+
+def helps(d: Paired) -> str:
+    """Returns in words whether arms gain by differences to plain training."""
+    if d.n == 1:
+        return "yes in one seed, which is not enough" if d.mean > 0 else "no in one seed, which is not enough"
+    clearly = "in both seeds" if d.n == 2 else "clearly"
+    return {
+        1: f"yes, {clearly}",
+        0: "yes by the mean, but not clearly" if d.mean > 0 else "no gain by the mean, though not clearly",
+        -1: f"no: they lose, {clearly}",
+    }[verdicts.sign(d)]
 
 
 def _unless_not_finite(keyword: Keyword, compared: Comparison) -> Keyword:

@@ -8,6 +8,7 @@ from importlib import resources
 import jinja2
 import markupsafe
 
+from ..table import EXPERIMENTS
 from . import verdicts
 from .advice import advice
 from .blocks import Block, Claim, Figure, Section, Table, Text
@@ -17,7 +18,8 @@ from .sections.rates import EXPERIMENTS as RATES
 from .sections.rates import answer, headline_table
 from .wording import count, listed, spaced
 
-TITLE = "The paper's MNIST experiments, run again"
+TITLE = "The paper's experiments, run again"
+_DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 # What the verdicts stand for is told by a sign too, not by colour alone.
 SIGNS = {"reproduced": "✓", "partly": "◐", "contradicted": "✗", "open": "…"}
 
@@ -77,9 +79,9 @@ def _introduction(results: Results, command: str) -> list[str]:
     told = [
         "Sinha et al., *Introspection: Accelerating Neural Network Training by Learning Weight Evolution* (ICLR 2017), "
         "replace all weights of a network at a few *jump steps* by the forecast of a tiny network. Here its "
-        "experiments on MNIST are run again, beside what it does not ask. All arms of a seed have the same start, "
-        "batches and dropout, and those with jumps are one with *plain* up to the first. *Network* is the paper's, as "
-        "this package ships it. Test accuracy picks the best step for all arms alike.",
+        "experiments on MNIST and CIFAR-10 are run again, beside what it does not ask. All arms of a seed have the "
+        "same start, batches and dropout, and those with jumps are one with *plain* up to the first. *Network* is the "
+        "paper's, as this package ships it. Test accuracy picks the best step for all arms alike.",
         f"This page was made by `{command}`.",
     ]
     headers = [run.header for run in results.runs.values()]
@@ -87,10 +89,11 @@ def _introduction(results: Results, command: str) -> list[str]:
         return [*told, f"No run is complete yet in `{results.folder}`."]
     machines = sorted({header["machine"] for header in headers})
     versions = ", ".join(f"{name} {version}" for name, version in headers[0]["versions"].items())
+    images = {EXPERIMENTS[key[0]].data: run.header["images"] for key, run in results.runs.items()}
     dead = sum(run.end != "complete" for run in results.runs.values())
     told.append(
         f"From {spaced(len(headers))} complete runs, of which {dead} became non-finite; on {listed(machines)}; "
-        f"{versions}; MNIST: {headers[0]['images']}."
+        f"{versions}; {'; '.join(f'{_DATA[name]}: {images[name]}' for name in _DATA if name in images)}."
     )
     if results.orphans:
         names = listed(["/".join(map(str, key)) for key in results.orphans])

@@ -5,18 +5,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .. import fits, movement, runs
-from ..fits import Fits
-from ..mnist import EXPERIMENTS
-from ..movement import Movement
+from .. import fits, runs
+from ..data import DATA
+from ..movement import Recorded
 from ..records import Arm, Training
 from ..runs import Run
+from ..table import EXPERIMENTS, Experiment
 from .statistics import Comparison, Curve, Pair
 
-Experiment = Training | Fits | Movement
 Key = tuple[str, str, int]  # experiment, arm and seed
-# What all runs of one report have in common; the machine may differ.
-_SHARED = ("versions", "images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +92,11 @@ def read(folder: Path) -> Results:
         key = (path.parts[-3], path.parts[-2], int(path.stem.removeprefix("seed-")))
         _check_record(path, key, run.header)
         found[key], paths[key] = run, path
-    for name in _SHARED:
-        _check_same(name, [(paths[key], run.header.get(name)) for key, run in found.items()])
+    # What all runs of one report have in common; the machine may differ.
+    _check_same("versions", [(paths[key], run.header.get("versions")) for key, run in found.items()])
+    for data in DATA:
+        same = [key for key in found if EXPERIMENTS[key[0]].data == data]
+        _check_same("images", [(paths[key], found[key].header.get("images")) for key in same])
     for forecaster in sorted({name for run in found.values() if (name := run.header["arm"].get("forecaster"))}):
         same = [key for key, run in found.items() if run.header["arm"].get("forecaster") == forecaster]
         fingerprints = [(paths[key], found[key].header["forecaster"]) for key in same]
@@ -131,14 +131,14 @@ def _check_record(path: Path, key: Key, header: runs.Line) -> None:
 
 def _settings(experiment: Experiment, arm: Any) -> runs.Line:
     """Returns what must stand in the header of a run."""
+    if isinstance(arm, Recorded):
+        return {"experiment": experiment.name, **arm.settings()}
     described = dataclasses.asdict(arm)
     if isinstance(experiment, Training):
         branch = {"arm": experiment.trunk_of(arm).name, "step": arm.jump_steps[0]} if arm.jump_steps else None
         return {**experiment.settings(), "arm": described | {"seeds": None}, "branch": branch}
-    settings = {"experiment": experiment.name, "arm": described}
-    if isinstance(experiment, Fits):
-        return settings | {"steps": [fits.STEPS, fits.RECORD_EVERY, fits.NUM_EXAMPLES, fits.FIT_STEPS]}
-    return settings | {"steps": [movement.STEPS, movement.EVERY], "jump_steps": list(movement.JUMP_STEPS)}
+    steps = [fits.STEPS, fits.RECORD_EVERY, fits.NUM_EXAMPLES, fits.FIT_STEPS]
+    return {"experiment": experiment.name, "arm": described, "steps": steps}
 
 
 def _check_same(what: str, found: Iterable[tuple[Path, Any]]) -> None:

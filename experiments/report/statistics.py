@@ -136,6 +136,12 @@ class Comparison:
         """The differences of the final test accuracies, in percentage points."""
         return self.difference("test_accuracy", scale=100)
 
+    def gain_at(self, step: int) -> Paired:
+        """Returns the differences of the test accuracies at a step, in percentage points; NaN if it wasn't measured."""
+        return Paired(
+            tuple(100 * (p.mine.at(step, "test_accuracy") - p.other.at(step, "test_accuracy")) for p in self.pairs)
+        )
+
     def difference(self, measure: str, scale: float = 1.0) -> Paired:
         """Returns the differences of a measure at the end."""
         return Paired(tuple(scale * (pair.mine.final(measure) - pair.other.final(measure)) for pair in self.pairs))

@@ -19,8 +19,15 @@ _NAMES = {
 }
 
 
+# What follows the name of a forecaster where its arms have different jump steps.
+_JUMPS = {"-early": ", early jumps", "-late": ", late jumps", **{f"-set-{n}": f", set {n}" for n in range(1, 5)}}
+
+
 def name_of(arm: str) -> str:
     """Returns what an arm is called on the page."""
+    for suffix, spelled in _JUMPS.items():
+        if arm.endswith(suffix):
+            return name_of(arm.removesuffix(suffix)) + spelled
     if arm in _NAMES:
         return _NAMES[arm]
     for prefix, spelled in (

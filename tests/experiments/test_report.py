@@ -1,21 +1,26 @@
 """The report: from runs to numbers, from numbers to verdicts, and from both to pages."""
 
+import inspect
 import math
 import re
 import shutil
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from experiments import __main__ as command_line
 from experiments import figures
-from experiments.mnist import EXPERIMENTS
 from experiments.report import advice, claims, page, report, verdicts, wording
 from experiments.report.results import read
+from experiments.report.sections import cifar10, drops, rows
+from experiments.report.sections.batch_norm import Both, Effect, batch_norm, effect, to_use
 from experiments.report.sections.budgets import equal_budget
+from experiments.report.sections.logits import logits
 from experiments.report.sections.rates import all_tried, tuned
 from experiments.report.statistics import Curve, Paired
+from experiments.table import EXPERIMENTS
 
 from .synthetic import line, write, write_run
 
@@ -27,11 +32,15 @@ def arm_of(experiment, name):
     return next(arm for arm in EXPERIMENTS[experiment].arms if arm.name == name)
 
 
-def put(folder, experiment, name, seed, accuracies, end="complete", **changes):
-    """Writes a run with these accuracies by step; it branches where it must."""
+def put(folder, experiment, name, seed, accuracies, end="complete", recalibrated=None, **changes):
+    """Writes a run with these accuracies by step, and those with recalibrated statistics; it branches where it must."""
     record, arm = EXPERIMENTS[experiment], arm_of(experiment, name)
     branch = {"arm": record.trunk_of(arm).name, "step": arm.jump_steps[0]} if arm.jump_steps else None
     lines = [line(step, accuracy) for step, accuracy in accuracies.items()]
+    for made in lines:
+        if made["step"] in (recalibrated or {}):
+            again = line(made["step"], recalibrated[made["step"]])
+            made |= {f"recalibrated_{measure}": again[measure] for measure in ("test_accuracy", "test_loss")}
     return write_run(folder, record, arm, seed, lines, {"branch": branch} | changes, end)
 
 
@@ -335,6 +344,250 @@ def test_the_advice_follows_from_the_numbers(gains, conclusion):
     assert "no case for jumps" in advice._conclusion({"MNIST_1": around(-1)}, by_optimizer)
 
 
+# CIFAR-10.
+
+
+@pytest.mark.parametrize(
+    ("d", "words"),
+    [
+        (around(0.5), "yes, clearly"),
+        (Paired((0.1, 5.0)), "yes, in both seeds"),
+        (around(0.5, UNSURE), "yes by the mean, but not clearly"),
+        (around(-0.5, UNSURE), "no gain by the mean, though not clearly"),
+        (around(-0.5), "no: they lose, clearly"),
+        (Paired((0.5,)), "yes in one seed, which is not enough"),
+        (Paired((0.0,)), "no in one seed, which is not enough"),
+    ],
+)
+def test_whether_jumps_help_in_words(d, words):
+    assert claims.helps(d) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "jumps", "title", "words"),
+    [
+        ("cifar_1-tenth", {1200: 0.5, 4000: 0.8}, {1201: 0.4, 2400: 0.8, 4000: 0.81}, "(here: one tenth of the steps)",
+         "In 4\u202f000 steps, one tenth of the paper's: 80.00 % at best without jumps, 81.00 % with those of set 3."),
+        ("cifar_1", {12_000: 0.5, 40_000: 0.85}, {12_001: 0.4, 24_000: 0.85, 40_000: 0.86}, "the network's jumps",
+         "In 40\u202f000 steps, all of the paper's: 85.00 % at best without jumps, 86.00 % with those of set 3."),
+    ],
+)  # fmt: skip
+def test_the_papers_claim_on_cifar_10_and_how_long_training_is_here(tmp_path, name, plain, jumps, title, words):
+    for seed in range(3):
+        put(tmp_path, name, "plain", seed, plain)
+    claim = cifar10.speed(read(tmp_path), name)
+    assert (claim.keyword, claim.words) == ("open", "Not enough runs.")
+    for seed in range(3):
+        put(tmp_path, name, cifar10.MAIN, seed, jumps)
+    claim = cifar10.speed(read(tmp_path), name)
+    assert claim.claim.startswith("85.7 % after 28\u202f000 instead of 40\u202f000 steps with the network's jumps")
+    assert claim.claim.endswith(title)
+    assert claim.keyword == "reproduced"
+    assert claim.words.startswith(words)
+    assert "Final test accuracy +1.00 [+1.00, +1.00] percentage points against plain." in claim.words
+    assert claim.words.endswith("reached in 0.60 of its steps (median); in the paper 0.70.")
+
+
+def test_sets_of_jump_steps_are_compared_by_the_seeds_that_all_have(tmp_path):
+    name = "cifar_1-tenth"
+    for seed in range(3):
+        put(tmp_path, name, "plain", seed, {1200: 0.5, 1400: 0.6, 4000: 0.80})
+        put(tmp_path, name, "introspection-set-3", seed, {1201: 0.5, 4000: 0.82 if seed else 0.83})
+    assert cifar10.jump_sets(read(tmp_path), name) is None
+    put(tmp_path, name, "introspection-set-4", 0, {1401: 0.5, 4000: 0.81})
+    claim = cifar10.jump_sets(read(tmp_path), name)
+    assert claim.words.startswith("Set 3 in the one seed that all have, which doesn't tell gain from luck. ")
+    assert "set 3 (jumps at 1\u202f200, 1\u202f500 and 1\u202f900) +3.00 and set 4 (jumps at " in claim.words
+    assert claim.words.endswith("2\u202f000) +1.00. Of the 4 sets 2 have runs.")
+    assert claim.seeds == "one seed"
+
+
+@pytest.mark.parametrize(
+    ("best", "conclusion"),
+    [
+        ((0.85, 0.86, 0.87), "Set 2 is clearly better than each other one. "),
+        ((0.81, 0.87, 0.90), "Set 2 by the mean, but it is not clearly better than each other one. "),
+    ],
+)
+def test_the_best_set_of_jump_steps_is_clearly_so_or_not(tmp_path, best, conclusion):
+    for seed in range(3):
+        put(tmp_path, "cifar_1", "plain", seed, {12_000: 0.5, 15_000: 0.6, 40_000: 0.8 + 0.01 * seed})
+        for number in (1, 2, 3, 4):
+            final = best[seed] if number == 2 else 0.81 + 0.01 * seed
+            put(tmp_path, "cifar_1", f"introspection-set-{number}", seed, {20_001: 0.5, 40_000: final})
+    claim = cifar10.jump_sets(read(tmp_path), "cifar_1")
+    assert claim.words.startswith(conclusion)
+    assert "sets" not in claim.words
+    assert claim.seeds == "3 seeds"
+
+
+def test_other_forecasters_are_compared_with_the_network(tmp_path):
+    name = "cifar_1-tenth"
+    for seed in range(2):
+        put(tmp_path, name, "plain", seed, {1200: 0.5, 4000: 0.80})
+        put(tmp_path, name, cifar10.MAIN, seed, {1201: 0.5, 4000: 0.82})
+    assert cifar10.forecasts(read(tmp_path), name) is None
+    for seed in range(2):
+        put(tmp_path, name, cifar10.TWO_POINT, seed, {1201: 0.5, 4000: 0.83 - 0.02 * seed})
+    assert cifar10.forecasts(read(tmp_path), name).words.startswith("No other forecaster is clearly better or worse. ")
+    for seed in range(2):
+        put(tmp_path, name, "fitted-equivariant-set-3", seed, {1201: 0.5, 4000: 0.85})
+    put(tmp_path, name, "quadratic-1.25-set-3", 0, {1201: 0.1, 4000: 0.1})
+    words = cifar10.forecasts(read(tmp_path), name).words
+    assert words.startswith("It does: equivariant network, set 3 is clearly better. ")
+    assert "quadratic fit, 1.25, set 3 \N{MINUS SIGN}72.00 (one seed)" in words
+
+
+def test_who_gains_tells_runs_that_failed_and_those_that_never_get_there(tmp_path):
+    name = "inception-cifar10"
+    put(tmp_path, name, "plain", 0, {600: 0.5, 900: 0.6, 4500: 0.8})
+    assert cifar10.who_gains(read(tmp_path), name) is None
+    put(tmp_path, name, "introspection-early", 0, {601: 0.5, 4500: 0.7})
+    put(tmp_path, name, "introspection-late", 0, {901: 0.1}, end="not finite")
+    assert cifar10.who_gains(read(tmp_path), name).words == (
+        "Network, early jumps: no in one seed, which is not enough (\N{MINUS SIGN}10.00 percentage points of final "
+        "test accuracy); the plain run's best is not reached. Network, late jumps: no run got to its end; 1 run became "
+        "non-finite."
+    )
+
+
+def test_jumps_before_a_drop_of_the_learning_rate_are_judged_before_and_after_it(tmp_path):
+    name = "alexnet-cifar10"
+    assert drops.steps(name) == (2000, 4000)
+    for seed in range(2):
+        put(tmp_path, name, "plain", seed, {2400: 0.5, 4000: 0.60, 4250: 0.7, 6000: 0.75})
+    assert drops.answer(read(tmp_path), name) is None
+    for seed in range(2):
+        put(tmp_path, name, "introspection", seed, {2401: 0.4, 4000: 0.65 + 0.01 * seed, 6000: 0.76 - 0.02 * seed})
+    words = drops.answer(read(tmp_path), name).words
+    assert words.startswith("Network: at the end no gain by the mean, though not clearly (0.00 [")
+    assert "just before the drop, at step 4\u202f000, yes, in both seeds (+5.50 [" in words
+
+
+# Batch norm.
+
+
+def both(running, recalibrated):
+    return Both(tuple(running), tuple(recalibrated))
+
+
+LEVEL = both([0.5] * 3, [0.5] * 3)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "better"),
+    [
+        (both([0.5] * 3, [0.6] * 3), LEVEL, "recalibrated"),
+        (both([0.6] * 3, [0.5] * 3), LEVEL, "running"),
+        (both([0.5] * 3, [0.5009] * 3), LEVEL, "either"),  # clear, but of no use
+        (both([0.5] * 3, [0.4, 0.7, 0.5]), LEVEL, "either"),  # of use, but not clear
+        (LEVEL, both([1.0] * 3, [0.9] * 3), "recalibrated"),
+        (LEVEL, both([1.0] * 3, [1.1] * 3), "running"),
+        (LEVEL, both([1.0] * 3, [0.995] * 3), "either"),
+        (both([0.5] * 3, [0.6] * 3), both([1.0] * 3, [0.9] * 3), "recalibrated"),
+        (both([0.5] * 3, [0.6] * 3), both([1.0] * 3, [1.1] * 3), "contradictory"),
+        (both([0.5], [0.6]), both([1.0], [0.9]), "one seed"),
+        (both([], []), both([], []), wording.NONE),
+    ],
+)
+def test_which_statistics_are_better(accuracy, loss, better):
+    assert Effect(accuracy, loss).better == better
+
+
+BETTER = {
+    "recalibrated": Effect(both([0.5] * 3, [0.6] * 3), LEVEL),
+    "running": Effect(both([0.6] * 3, [0.5] * 3), LEVEL),
+    "either": Effect(LEVEL, LEVEL),
+    "one seed": Effect(both([0.5], [0.6]), both([1.0], [0.9])),
+}
+
+
+@pytest.mark.parametrize(
+    ("better", "words"),
+    [
+        (["recalibrated"] * 4, "Recalibrate before every evaluation."),
+        (["recalibrated", "either", "either", "either"],
+         "Recalibrate for an evaluation up to 1 step after a jump. Otherwise the running statistics do."),
+        (["recalibrated", "recalibrated", "either", "running"],
+         "Recalibrate for an evaluation up to 20 steps after a jump. Otherwise the running statistics do; at the end "
+         "they are better."),
+        (["either", "recalibrated", "either", "recalibrated"],
+         "Recalibrate for an evaluation 20 steps after and at the end. Otherwise the running statistics do."),
+        (["either"] * 4, "Use the running statistics: recalibrated ones are nowhere clearly better."),
+        (["running", "either", "either", "either"],
+         "Use the running statistics: recalibrated ones are nowhere clearly better; 1 step after they are better."),
+        (["recalibrated", "one seed", "one seed", "one seed"], "Open: one seed is not enough."),
+    ],
+)  # fmt: skip
+def test_which_statistics_to_use(better, words):
+    effects = {after: BETTER[word] for after, word in zip((1, 20, 100, -1), better, strict=True)}
+    assert to_use(effects) == words
+
+
+def put_with_statistics(folder, seeds):
+    """Plain training for which the statistics make no difference, and jumps for which they do."""
+    after = [jump + step for jump in (1200, 1500, 1900) for step in (1, 20, 100)]
+    for seed in seeds:
+        plain = dict.fromkeys((1200, *after, 4000), 0.5)
+        put(folder, "cifar_1-tenth", "plain", seed, plain, recalibrated=plain)
+        jumping = dict.fromkeys(after, 0.4) | {4000: 0.6}
+        recalibrated = jumping | {1201: 0.45, 1501: 0.5, 1901: 0.55}
+        put(folder, "cifar_1-tenth", cifar10.MAIN, seed, jumping, recalibrated=recalibrated)
+
+
+def test_both_statistics_are_compared_as_means_over_the_jumps_of_each_seed(tmp_path):
+    put_with_statistics(tmp_path, range(2))
+    arm = arm_of("cifar_1-tenth", cifar10.MAIN)
+    right_after = effect(read(tmp_path), "cifar_1-tenth", arm, 1)
+    assert right_after.accuracy.difference.differences == pytest.approx([10.0, 10.0])
+    assert right_after.loss.change.differences == pytest.approx([100 * (1.5 / 1.8 - 1)] * 2)
+    later = effect(read(tmp_path), "cifar_1-tenth", arm, 20)
+    assert later.accuracy.difference.differences == (0.0, 0.0)
+    made = batch_norm(read(tmp_path))
+    which, gain = made.claims
+    assert which.words.startswith("Recalibrate for an evaluation up to 1 step after a jump. ")
+    assert "1 step after +10.00 [+10.00, +10.00] points and" in which.words
+    assert "Plain training at the same steps: 0.00, 0.00, 0.00 and 0.00 points." in which.words
+    assert gain.words.startswith("No: final test accuracy of network, set 3 against plain is +10.00 [")
+
+
+@pytest.mark.parametrize(
+    ("n", "recalibrated", "words"),
+    [(1, 0.6, "Open, with one seed: "), (2, 0.6, "No: "), (2, 0.4, "Yes: "), (2, 0.5, "Yes: ")],
+)
+def test_whether_the_gain_depends_on_the_statistics(tmp_path, n, recalibrated, words):
+    for seed in range(n):
+        plain = {1200: 0.5, 4000: 0.5}
+        put(tmp_path, "cifar_1-tenth", "plain", seed, plain, recalibrated=plain)
+        at = {1201: 0.4, 1220: 0.4, 1300: 0.4, 4000: 0.6}
+        put(tmp_path, "cifar_1-tenth", cifar10.MAIN, seed, at, recalibrated=at | {4000: recalibrated})
+    assert batch_norm(read(tmp_path)).claims[1].words.startswith(words)
+
+
+def test_what_was_not_measured_with_both_statistics_is_in_no_comparison(tmp_path):
+    arm = arm_of("cifar_1-tenth", cifar10.MAIN)
+    put(tmp_path, "cifar_1-tenth", "plain", 0, {1200: 0.5, 4000: 0.5})
+    put(tmp_path, "cifar_1-tenth", cifar10.MAIN, 0, {1201: 0.4, 4000: 0.5})
+    assert effect(read(tmp_path), "cifar_1-tenth", arm, -1).accuracy.difference.n == 0
+    made = batch_norm(read(tmp_path))
+    assert (made.claims, [type(block).__name__ for block in made.blocks]) == ([], ["Text"])
+    path = put(tmp_path, "cifar_1-tenth", cifar10.MAIN, 0, {1201: 0.4, 4000: 0.5}, recalibrated={4000: 0.6})
+    assert effect(read(tmp_path), "cifar_1-tenth", arm, -1).accuracy.difference.n == 1
+    # What is not finite is null in a file.
+    path.write_text(re.sub(r'"recalibrated_(\w+)": [\d.]+', r'"recalibrated_\1": null', path.read_text()))
+    assert effect(read(tmp_path), "cifar_1-tenth", arm, -1).accuracy.difference.n == 0
+
+
+def test_calibration_is_of_cifar_10_only_where_it_has_runs(tmp_path):
+    def commands():
+        return [command.split()[4] for command in logits(read(tmp_path)).commands]
+
+    put(tmp_path, "mnist_4", "plain", 0, {2000: 0.8, 7000: 0.9})
+    assert commands() == list(rows.MNIST)
+    put(tmp_path, "cifar_1", "plain", 0, {12_000: 0.8, 40_000: 0.9})
+    assert commands() == [*rows.MNIST, "cifar_1"]
+
+
 # What is refused.
 
 
@@ -477,6 +730,13 @@ def test_marks_become_elements_and_the_rest_is_escaped():
     assert page._rich("`a<b` **c** *d* & e") == ("<code>a&lt;b</code> <strong>c</strong> <em>d</em> &amp; e")
 
 
+def test_names_of_arms():
+    assert wording.name_of("introspection-set-3") == "network, set 3"
+    assert wording.name_of("two-point-1.3-set-3") == "two points, 1.3, set 3"
+    assert wording.name_of("introspection-late") == "network, late jumps"
+    assert wording.name_of("introspection-k2.2") == "network, k = 2.2"
+
+
 def test_numbers_in_words():
     assert wording.signed(-0.001) == "0.00"
     assert wording.signed(-1.5, 1) == f"{wording.MINUS}1.5"
@@ -485,6 +745,10 @@ def test_numbers_in_words():
     assert wording.seeds(1, 1) == "one seed"
     assert wording.seeds(1, 3) == "1 of 3 seeds"
     assert wording.complete(2, 3, 1) == "2 of 3, 1 not finite"
+
+
+def test_results_are_read_where_they_are_kept():
+    assert inspect.signature(report).parameters["results"].default == Path("results/runs")
 
 
 def test_the_command_line_refuses_with_a_message(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ...mnist import EXPERIMENTS
+from ...table import EXPERIMENTS
 from ..blocks import Block, Claim, Section, Text
 from ..results import Results
 

@@ -1,53 +1,17 @@
 """The paper's rows: one network and optimizer, without jumps and with the jumps of several forecasters."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 from ...records import Training
 from .. import charts, claims
-from ..blocks import Block, Claim, Figure, Section, Table, sketch
+from ..blocks import Block, Figure, Section, Table, sketch
 from ..results import Results, training
 from ..statistics import Comparison, Curve, mean, median
 from ..wording import NONE, complete, interval, name_of, number, percent, signed, spaced
 from .common import section
+from .rows import ROWS, Row
 
-
-class Row(NamedTuple):
-    """A row of the paper.
-
-    Attributes:
-      title: the heading of its section.
-      claims: what the paper claims of it.
-    """
-
-    title: str
-    claims: tuple[Callable[[Results, str], Claim], ...]
-
-
-def _steadier(results: Results, experiment: str) -> Claim:
-    return claims.steadier(results, experiment, "introspection", "introspection-k2.2")
-
-
-ROWS: dict[str, Row] = {
-    "mnist_1-sgd": Row(
-        "MNIST_1 with SGD",
-        (claims.network, claims.linear_network, claims.linear_fit, claims.quadratic, claims.noise),
-    ),
-    "mnist_1-adam": Row("MNIST_1 with Adam", (claims.network, _steadier)),
-    "mnist_2": Row("MNIST_2", (claims.network,)),
-    "mnist_3-sgd": Row("MNIST_3 with SGD", (claims.network,)),
-    "mnist_3-adam": Row("MNIST_3 with Adam", (claims.network,)),
-    "mnist_4": Row("MNIST_4", (claims.network,)),
-}
-
-# Which arms are drawn together, by how their names begin.
-_PANELS: dict[str, tuple[str, ...]] = {
-    "networks": ("introspection", "fitted-"),
-    "two points": ("two-point-",),
-    "polynomial fits": ("linear-fit-", "quadratic-"),
-    "noise and averages": ("noise-", "average", "ema", "lookahead"),
-}
 COLUMNS = (
     "arm", "seeds", "steps", "final, %", "difference to plain", "best, %", "its step", "plain's best reached at",
     "share of steps", "seconds to it",
@@ -64,11 +28,11 @@ LEGEND = (
 def comparison(results: Results, name: str) -> Section:
     """Returns the section of a row."""
     row = ROWS[name]
-    found = [claim(results, name) for claim in row.claims]
+    found = [claim for of in row.claims if (claim := of(results, name))]
     if not results.progress(name)[0]:
         return section(results, row.title, [name], found, [])
     everything = [c for c in claims.comparisons(results, name) if c.curves or c.not_finite]
-    blocks: list[Block] = [_curves(results, name)]
+    blocks: list[Block] = [_curves(results, name), *(figure(results, name) for figure in row.figures)]
     if sum(c.n > 0 for c in everything) > 3:
         blocks.append(_differences(name, everything))
     blocks.append(_table(results, name, everything))
@@ -76,42 +40,53 @@ def comparison(results: Results, name: str) -> Section:
 
 
 def _curves(results: Results, name: str) -> Figure:
-    record = training(name)
-    jump_steps = next(arm.jump_steps for arm in record.arms if arm.jump_steps)
-    since = {arm.name: jump_steps[0] if arm.jump_steps else jump_steps[0] // 2 for arm in record.arms}
+    record, row = training(name), ROWS[name]
+    jump_steps = {arm.name: arm.jump_steps for arm in record.arms if arm.jump_steps}
+    first = min(steps[0] for steps in jump_steps.values())
+    since = {arm.name: jump_steps[arm.name][0] if arm.jump_steps else first // 2 for arm in record.arms}
     curves = {arm.name: list(results.curves(name, arm.name).values()) for arm in record.arms}
     plain = {"plain": curves["plain"]}
-    panels = _panels({arm: c for arm, c in curves.items() if c and arm != "plain"})
+    panels = _panels({arm: c for arm, c in curves.items() if c and arm != "plain"}, row.panels)
+    jumps = "dotted lines are jumps" + (
+        ", where arms have different ones triangles of their colours," if len(set(jump_steps.values())) > 1 else ","
+    )
+    drops = " Solid grey lines are where the learning rate falls to a tenth." if row.drops else ""
     caption = (
-        f"{ROWS[name].title}: test accuracy. Thin lines are seeds, thick lines their mean; dotted lines are "
-        "jumps, and arms leave plain at the first. The last panel has the seconds of training instead of steps. On the "
-        "axis of accuracies, 90, 99 and 99.9 % are equally far apart."
+        f"{row.title}: test accuracy. Thin lines are seeds, thick lines their mean; {jumps} and arms leave plain at "
+        f"the first. The last panel has the seconds of training instead of steps. On the axis of accuracies, 90, 99 "
+        f"and 99.9 % are equally far apart.{drops}"
     )
     columns = min(len(panels) + 1, 3)
     rows = math.ceil((len(panels) + 1) / columns)
     with sketch(f"{name}-accuracy", caption, columns, rows=rows, width=4, height=3.9) as drawn:
         for ax, (title, arms) in zip(drawn.axes, panels.items(), strict=False):
             charts.accuracy_curves(ax, {**plain, **arms}, since)
-            charts.mark_jumps(ax, jump_steps)
-            ax.set_title(title)
+            # Arms without jumps stand beside some that have them.
+            marked = {arm: jump_steps[arm] for arm in arms if arm in jump_steps} or dict(list(jump_steps.items())[:1])
+            charts.mark_jumps_of(ax, marked, charts.looks([arm for arm in ("plain", *arms) if curves[arm]]))
+            charts.mark_drops(ax, row.drops)
+            ax.set_title(title, pad=6 if len(set(marked.values())) == 1 else 8 + 6 * len(marked))
             charts.legend_below(ax)
         ax = drawn.axes[len(panels)]
-        charts.accuracy_curves(ax, {**plain, "introspection": curves["introspection"]}, since, "seconds")
+        charts.accuracy_curves(ax, {**plain, row.main: curves[row.main]}, since, "seconds")
         ax.set_title("against time")
         charts.legend_below(ax)
         drawn.hide(len(panels) + 1)
     return drawn.figure
 
 
-def _panels(curves: Mapping[str, list[Curve]]) -> dict[str, dict[str, list[Curve]]]:
-    """Returns which arms are drawn together; few ones all together, and who is alone with the networks."""
+def _panels(
+    curves: Mapping[str, list[Curve]], begins_of: Mapping[str, tuple[str, ...]]
+) -> dict[str, dict[str, list[Curve]]]:
+    """Returns which arms are drawn together; few ones all together, and who is alone with the first."""
     if len(curves) <= 4:
         return {"against steps": dict(curves)}
     panels: dict[str, dict[str, list[Curve]]] = {}
-    for title, begins in _PANELS.items():
+    alone = next(iter(begins_of))
+    for title, begins in begins_of.items():
         members = {arm: c for arm, c in curves.items() if arm.startswith(begins)}
         if members:
-            panels.setdefault(title if len(members) > 1 else "networks", {}).update(members)
+            panels.setdefault(title if len(members) > 1 else alone, {}).update(members)
     return panels
 
 
@@ -129,7 +104,7 @@ def _differences(name: str, compared: Sequence[Comparison]) -> Figure:
 
 def _table(results: Results, name: str, compared: Sequence[Comparison]) -> Table:
     rows = [_row(c) for c in (results.compare(name, "plain"), *compared)]
-    return Table(COLUMNS, rows + _papers_rows(training(name)), LEGEND)
+    return Table(COLUMNS, rows + _papers_rows(training(name), ROWS[name]), LEGEND)
 
 
 def _row(c: Comparison) -> list[str]:
@@ -152,7 +127,7 @@ def _row(c: Comparison) -> list[str]:
     ]
 
 
-def _papers_rows(record: Training) -> list[list[str]]:
+def _papers_rows(record: Training, row: Row) -> list[list[str]]:
     paper = record.paper
     if paper is None or paper.plain is None or paper.jumps is None:
         return []
@@ -162,6 +137,6 @@ def _papers_rows(record: Training) -> list[list[str]]:
         plain_step, step = spaced(paper.plain_steps), spaced(paper.jumps_steps)
         share = number(paper.jumps_steps / paper.plain_steps)
     return [
-        ["*the paper: plain*", NONE, NONE, percent(paper.plain), NONE, NONE, plain_step, NONE, NONE, NONE],
-        ["*the paper: network*", NONE, NONE, percent(paper.jumps), gained, NONE, NONE, step, share, NONE],
+        [f"*the paper{row.scale}: plain*", NONE, NONE, percent(paper.plain), NONE, NONE, plain_step, NONE, NONE, NONE],
+        [f"*the paper{row.scale}: network*", NONE, NONE, percent(paper.jumps), gained, NONE, NONE, step, share, NONE],
     ]

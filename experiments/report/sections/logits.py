@@ -6,14 +6,13 @@ from collections.abc import Callable
 from ...figures import BLUE
 from .. import charts
 from ..blocks import Block, Claim, Figure, Section, Table, sketch
-from ..results import Results, training
+from ..results import Results
 from ..statistics import Comparison, Paired
 from ..verdicts import sign
 from ..wording import complete, interval, name_of, seeds
 from .common import section
-from .comparison import ROWS
+from .rows import CIFAR, MNIST, ROWS
 
-_WAYS = ("introspection", "two-point-1.3")
 _CALIBRATED = (
     "The temperature is fitted on each half of the test images and the loss taken on the other half: the calibrated "
     "loss is what is left when it is only a matter of larger or smaller logits."
@@ -22,23 +21,24 @@ _CALIBRATED = (
 
 def logits(results: Results) -> Section:
     """Returns the section on calibration."""
-    found = [(name, c) for name in ROWS for c in _compared(results, name)]
+    names = [*MNIST, *(name for name in CIFAR if results.progress(name)[0])]
+    found = [(name, c) for name in names for c in _compared(results, name)]
     blocks: list[Block] = [_figure(found), _table(found)] if found else []
     answers = [
         Claim(f"Is it only larger logits? ({ROWS[name].title})", advice(c), seeds=seeds(c.n, c.foreseen))
         for name, c in found
-        if c.arm.name == "introspection"
+        if c.arm.name == ROWS[name].main
     ]
     question = "Do jumps improve what a network tells apart, or only make it more sure of itself?"
-    made = section(results, "Is it only larger logits", list(ROWS), answers, blocks, question)
+    made = section(results, "Is it only larger logits", names, answers, blocks, question)
     # The papers' figures and the choices are in the experiments' own sections.
     return dataclasses.replace(made, paper="", choices=_CALIBRATED)
 
 
 def _compared(results: Results, experiment: str) -> list[Comparison]:
-    names = [arm.name for arm in training(experiment).arms]
+    row = ROWS[experiment]
     # Where the two-point rule has fewer steps than plain training, it is compared at its own end.
-    return [c for way in _WAYS if way in names and (c := results.compare(experiment, way)).n]
+    return [c for way in (row.main, row.two_point) if way and (c := results.compare(experiment, way)).n]
 
 
 def advice(c: Comparison) -> str:

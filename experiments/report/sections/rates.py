@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from ...records import Arm
-from .. import charts, verdicts
+from .. import charts, claims
 from ..blocks import Block, Claim, Figure, Section, Table, sketch
 from ..results import Results, training
 from ..statistics import Comparison, mean
@@ -96,13 +96,8 @@ def answer(results: Results, optimizer: str) -> Claim | None:
     if compared is None or not compared.n:
         return None
     d = compared.gain
-    clearly = "in both seeds" if d.n == 2 else "clearly"
-    how = {
-        1: f"Yes, {clearly}",
-        0: "Yes by the mean, but not clearly" if d.mean > 0 else "No gain by the mean, though not clearly",
-        -1: f"No: they lose, {clearly}",
-    }[verdicts.sign(d)]
-    words = f"{how}: {interval(d)} percentage points of final test accuracy."
+    how = claims.helps(d)
+    words = f"{how[0].upper()}{how[1:]}: {interval(d)} percentage points of final test accuracy."
     if not all_tried(results, optimizer):
         words = f"Not all learning rates are complete yet. So far: {words}"
     title = f"Do jumps still gain when the learning rate is tuned for both? (MNIST_3, {optimizer})"
