@@ -14,6 +14,7 @@ from .predictor import predictor
 from .quickstart import quickstart
 from .report import report
 from .run import list_experiments, run
+from .scale import scale
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "quickstart": quickstart,
@@ -24,6 +25,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "benchmark": benchmark,
     "precision": precision,
     "accelerators": accelerators,
+    "scale": scale,
 }
 
 
