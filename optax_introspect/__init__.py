@@ -8,6 +8,7 @@ from .history import WeightHistory
 from .network import IntrospectionNetwork
 from .plan import Plan, plan
 from .recalibrate import recalibrate
+from .reschedule import reschedule
 from .sampling import Examples, sample_examples
 from .statistics import WeightChange, weight_change
 from .transform import IntrospectState, introspect
@@ -34,6 +35,7 @@ __all__ = [
     "polynomial",
     "pretrained",
     "recalibrate",
+    "reschedule",
     "sample_examples",
     "save",
     "weight_change",

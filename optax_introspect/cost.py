@@ -9,7 +9,7 @@ import jax
 import optax
 
 from .plan import Plan
-from .transform import left_out, plans_met
+from .transform import Initialised, left_out, on_init
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +96,16 @@ def cost(tx: optax.GradientTransformation, params: Any, loss: Callable[[Any], ja
     """
     shapes = jax.tree.map(_shape, params)
     met: list[tuple[Plan, int]] = []
-    token = plans_met.set(met)
+
+    def note(made: Initialised) -> None:
+        arrays = jax.tree.leaves(made.state.snapshots)
+        met.append((made.plan, sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)))
+
+    token = on_init.set(note)
     try:
         state = jax.eval_shape(lambda p: tx.init(p), shapes)  # a function of its own, lest JAX remember it
     finally:
-        plans_met.reset(token)
+        on_init.reset(token)
     if not met:
         raise ValueError("there is no introspect in tx, so that there is nothing to tell")
     token_left_out = left_out.set(True)

@@ -77,6 +77,25 @@ class Plan:
         """Copies of the weights in the optimizer state: the slots and, if there is one, the scratch slot."""
         return self.num_slots + self.scratch
 
+    def needed(self, step: int) -> tuple[int, ...]:
+        """The snapshots that have to be there after so many updates, for the jumps from then on to be made.
+
+        What is taken at `step` itself is not among them, since the coming update takes it.
+
+        Args:
+          step: the number of updates made.
+
+        Returns:
+          Their steps, increasing.
+
+        Examples:
+          >>> plan((3000, 4000)).needed(2500)
+          (0, 1200, 1600, 2100)
+          >>> plan((3000, 4000)).needed(3001)
+          (0, 1600, 2800)
+        """
+        return tuple(capture.step for capture in self.captures if capture.step < step <= capture.last_jump)
+
     def nbytes(self, params: Any, snapshot_dtype: Any = None, *, mask: Any = None) -> int:
         """Bytes that the snapshots take in the optimizer state.
 

@@ -30,10 +30,6 @@ from .snapshots import (
 Arrays = list[jax.Array]
 
 
-# Where `init` notes its plan and the bytes of its snapshots, for :func:`optax_introspect.cost`: nobody else can tell
-# which transformations a chain is made of.
-plans_met: ContextVar[list[tuple[Plan, int]] | None] = ContextVar("plans_met", default=None)
-
 # Whether `update` leaves everything as it is, which `cost` compares with.
 left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
@@ -54,6 +50,26 @@ class IntrospectState(NamedTuple):
     snapshots: tuple[optax.Params, ...]
     jumps_taken: jax.Array
     jumps_refused: jax.Array
+
+
+class Initialised(NamedTuple):
+    """What the `init` of one :func:`introspect` has made, and of what.
+
+    Attributes:
+      plan: its plan.
+      params: the parameters as this one sees them, which a mask or a partition around it may have made fewer.
+      slots_on_host: the slots that are kept in the memory of the host.
+      state: the state.
+    """
+
+    plan: Plan
+    params: optax.Params
+    slots_on_host: range
+    state: IntrospectState
+
+
+# Told by every `init` what it has made: nobody else can tell which transformations a chain is made of.
+on_init: ContextVar[Callable[[Initialised], object] | None] = ContextVar("on_init", default=None)
 
 
 def introspect(
@@ -128,8 +144,6 @@ def introspect(
     advance = jax.jit(_advance_function(schedule, forecast_with, slots_on_host))
 
     def init_fn(params: optax.Params) -> IntrospectState:
-        if (plans := plans_met.get()) is not None:
-            plans.append((schedule, schedule.nbytes(params, snapshot_dtype, mask=mask)))
         leaves, treedef = jax.tree.flatten(params)
         here = forecast_leaves(params, mask)
         if memory_kind is not None:
@@ -143,12 +157,15 @@ def introspect(
             arrays = [empty(leaf) if kept else optax.MaskedNode() for leaf, kept in zip(leaves, here, strict=True)]
             return jax.tree.unflatten(treedef, arrays)
 
-        return IntrospectState(
+        state = IntrospectState(
             introspect_step=jnp.zeros([], jnp.int32),
             snapshots=tuple(slot(number) for number in range(schedule.num_buffers)),
             jumps_taken=jnp.zeros([], jnp.int32),
             jumps_refused=jnp.zeros([], jnp.int32),
         )
+        if (tell := on_init.get()) is not None:
+            tell(Initialised(schedule, params, slots_on_host, state))
+        return state
 
     def update_fn(
         updates: optax.Updates, state: IntrospectState, params: optax.Params | None = None, **extra_args: Any

@@ -35,8 +35,9 @@ def test_every_public_name_is_documented_with_an_example(name):
 
 def test_imports_run_one_way():
     order = [
-        *("arguments", "snapshots", "plan", "network", "forecast", "checkpoint", "transform", "cost"),
-        *("history", "sampling", "fit", "statistics", "__init__"),
+        *("arguments", "files", "snapshots", "plan", "network", "forecast", "checkpoint", "transform", "cost"),
+        *("layout", "missing", "slots", "reschedule", "recalibrate"),
+        *("history_files", "history_arrays", "history", "sampling", "fit", "statistics", "__init__"),
     ]
     for path in (ROOT / "optax_introspect").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

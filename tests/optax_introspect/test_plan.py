@@ -252,6 +252,42 @@ class TestSlots:
         )
 
 
+def contents(result: Plan, updates_made: int) -> list[object]:
+    """What is in every buffer after so many updates, going through them one by one."""
+    buffers: list[object] = [None] * result.num_buffers
+    for n in range(updates_made):
+        if n in result.jump_steps:
+            buffers[-1] = "forecast"
+        for capture in result.captures:
+            if capture.step == n:
+                buffers[capture.slot] = n
+    return buffers
+
+
+class TestNeeded:
+    @hypothesis.given(schedules())
+    @hypothesis.settings(deadline=None, derandomize=True, max_examples=150)
+    def test_at_every_step(self, schedule):
+        steps, points = schedule
+        result = plan(steps, points)
+        for n in range(max(steps) + 4):
+            past = {nearest(point, t) for t in steps if t >= n for point in points[1:]} & set(range(n))
+            assert result.needed(n) == tuple(sorted(past))
+            there = contents(result, n)
+            for capture in result.captures:
+                if capture.step in past:
+                    assert there[capture.slot] == capture.step
+
+    def test_what_is_due_is_not_missing(self):
+        result = plan((10, 14), (1.0, 0.5, 0.0))
+        assert [result.needed(n) for n in (0, 1, 5, 6, 7, 8)] == [(), (0,), (0,), (0, 5), (0, 5), (0, 5, 7)]
+        assert [result.needed(n) for n in (10, 11, 14, 15)] == [(0, 5, 7), (0, 7), (0, 7), ()]
+
+    def test_far_beyond(self):
+        assert plan((LAST_STEP,)).needed(LAST_STEP) == (0, 858993458, 1503238552)
+        assert plan((LAST_STEP,)).needed(LAST_STEP + 1) == ()
+
+
 def mixed_tree():
     return {
         "f32": jnp.ones((3, 5)),
