@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,8 @@ from rich.table import Column, Table
 from . import runs
 from .data import Images, load
 from .fits import Fits, fit_units
+from .imagenet.records import RECORDS as IMAGENET
+from .imagenet.train import Outcome, train
 from .movement import movement_units
 from .records import Training
 from .runner import Context, StoppedError, training_units
@@ -55,6 +58,31 @@ class Unit(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class OnImageNet:
+    """For `alexnet_1` and `inception_v1` alone.
+
+    Attributes:
+      data: a folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or where TFDS prepared imagenet2012.
+      fsdp: weights, optimizer state and snapshots are shared among the devices; otherwise all have them.
+      bfloat16: the network computes in bfloat16; weights stay float32.
+      batch_size: examples a step, on all devices together, instead of the paper's.
+      image_size: height and width of the images, instead of those of the network.
+      jump_steps: instead of the paper's.
+      workers: processes that decode images, for each process of the run; 0 does it in threads.
+      checkpoint_minutes: between two checkpoints.
+    """
+
+    data: Path | None = None
+    fsdp: bool = False
+    bfloat16: bool = False
+    batch_size: int | None = None
+    image_size: int | None = None
+    jump_steps: tuple[int, ...] | None = None
+    workers: int = 0
+    checkpoint_minutes: float = 10.0
+
+
 def list_experiments(workdir: Path = WORKDIR) -> None:
     """Lists the experiments: what each asks, its arms and seeds, how long it takes, and how much of it is done.
 
@@ -74,6 +102,10 @@ def list_experiments(workdir: Path = WORKDIR) -> None:
             str(experiment.minutes),
             f"{done} of {len(expected)}",
         )
+    for name, record in IMAGENET.items():
+        done = sum(runs.path_of(workdir, name, arm.name, 0).exists() for arm in record.arms)
+        arms = len(record.arms)
+        table.add_row(name, record.question, str(arms), "1", "days, --data", f"{done} of {arms}")
     table.caption = "minutes: for all of it, on two CPU cores; done: complete runs in the workdir"
     Console().print(table)
 
@@ -87,6 +119,7 @@ def run(
     processes: int | None = None,
     minutes: float | None = None,
     data_dir: Path | None = None,
+    imagenet: Annotated[OnImageNet, tyro.conf.arg(name="")] = OnImageNet(),
 ) -> None:
     """Runs experiments, and goes on where an earlier call stopped or was killed; complete runs are not run again.
 
@@ -94,6 +127,9 @@ def run(
     images at even intervals, and the seconds of training. Arms of one seed have the same start, batches and dropout;
     up to their first jump they are trained as one. `python -m experiments list` says what there is and how long it
     takes, and `python -m experiments report` makes the report of what is complete.
+
+    `alexnet_1` and `inception_v1` train on ImageNet, which `--data` names, on all devices of all processes: those that
+    the environment of Slurm, a TPU pod or Open MPI tells of. SIGTERM saves, and ends with the status 75.
 
     Args:
       names: the experiments, or `all`; predictors come first, since others use them.
@@ -104,7 +140,11 @@ def run(
       processes: how many runs at a time, each on a core of its own; by default one for every core. With a GPU, 1.
       minutes: stop cleanly after so many; the same command goes on later.
       data_dir: a folder with the original files of MNIST, of CIFAR-10, or of both, if you have them.
+      imagenet: how to train on ImageNet.
     """
+    if imagenet != OnImageNet() or not IMAGENET.keys().isdisjoint(names):
+        _run_imagenet(names, arms, seeds, steps, workdir, minutes, imagenet)
+        return
     chosen = choose(names, arms, seeds, steps)
     if processes is not None and processes < 1:
         raise ValueError(f"processes must be at least 1; got {processes}")
@@ -132,6 +172,37 @@ def run(
             if stopped:
                 break
     console.print(f"{'Stopped: the same command goes on.' if stopped else 'Complete.'} Results are in {workdir}")
+
+
+def _run_imagenet(
+    names: Sequence[str],
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    steps: int | None,
+    workdir: Path,
+    minutes: float | None,
+    imagenet: OnImageNet,
+) -> None:
+    """Trains on ImageNet, one run after the other.
+
+    Raises:
+      ValueError: something that cannot be run so.
+      SystemExit: it stopped before its end.
+    """
+    if others := [name for name in names if name not in IMAGENET]:
+        raise ValueError(f"{', '.join(others)} cannot be run with ImageNet; with it go {', '.join(IMAGENET)}, alone")
+    if imagenet.data is None:
+        raise ValueError(f"{', '.join(names)} needs --data, the folder of ImageNet")
+    settings = {name: value for name, value in vars(imagenet).items() if name != "data"}
+    for name in dict.fromkeys(names):
+        record = IMAGENET[name]
+        for arm in arms or [arm.name for arm in record.arms]:
+            for seed in seeds or (0,):
+                outcome = train(
+                    record, imagenet.data, workdir, arm=arm, seed=seed, steps=steps, minutes=minutes, **settings
+                )
+                if outcome is not Outcome.COMPLETE:
+                    sys.exit(outcome)
 
 
 def choose(

@@ -5,10 +5,24 @@ from collections.abc import Callable
 
 from flax import nnx
 
+from .alexnet import AlexNet
+from .cifar10 import CifarNet
+from .inception import Inception
 from .layers import max_pool
 from .mnist import ConvNet, LeNet, Mlp, RowLstm, WideConvNet
 
-__all__ = ["NETWORKS", "ConvNet", "LeNet", "Mlp", "RowLstm", "WideConvNet", "max_pool"]
+__all__ = [
+    "NETWORKS",
+    "AlexNet",
+    "CifarNet",
+    "ConvNet",
+    "Inception",
+    "LeNet",
+    "Mlp",
+    "RowLstm",
+    "WideConvNet",
+    "max_pool",
+]
 
 # By the names that the records of the experiments use; each makes the network from `rngs`.
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
@@ -18,4 +32,9 @@ NETWORKS: dict[str, Callable[..., nnx.Module]] = {
     "MNIST_3": Mlp,
     "MNIST_4": RowLstm,
     "MNIST_3, He": functools.partial(Mlp, kernel_init=nnx.initializers.he_normal(), bias_init=nnx.initializers.zeros),
+    "CIFAR_1": CifarNet,
+    "AlexNet": AlexNet,
+    "AlexNet, narrow": functools.partial(AlexNet, classes=10, groups=1, width=1 / 6, small=True),
+    "Inception": Inception,
+    "Inception, narrow": functools.partial(Inception, classes=10, width=0.25, small=True),
 }

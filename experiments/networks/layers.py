@@ -1,6 +1,7 @@
 """Pooling and local response normalisation, in forms that are quickly differentiated."""
 
 import functools
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -100,9 +101,7 @@ def local_response_norm(
     return (values * _power(k + alpha * _sum_of_neighbours(values * values, size), beta)).astype(x.dtype)
 
 
-def _norm_forward(
-    x: jax.Array, size: int, alpha: float, beta: float, k: float
-) -> tuple[jax.Array, jax.Array]:
+def _norm_forward(x: jax.Array, size: int, alpha: float, beta: float, k: float) -> tuple[jax.Array, jax.Array]:
     return local_response_norm(x, size, alpha, beta, k), x
 
 
@@ -131,3 +130,9 @@ def _sum_of_neighbours(x: jax.Array, size: int) -> jax.Array:
     channels, reach = x.shape[-1], size // 2
     padded = jnp.pad(x, ((0, 0),) * (x.ndim - 1) + ((reach, reach),))
     return functools.reduce(jnp.add, (padded[..., i : i + channels] for i in range(2 * reach + 1)))
+
+
+def check_images(images: jax.Array, image_size: int, last_side: Callable[[int], int]) -> None:
+    """Raises a ValueError if images are of another size than a network was made for, as far as its weights can tell."""
+    if images.ndim != 4 or any(last_side(side) != last_side(image_size) for side in images.shape[1:3]):
+        raise ValueError(f"images must be [batch, {image_size}, {image_size}, 3], not {list(images.shape)}")

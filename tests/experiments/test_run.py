@@ -1,6 +1,7 @@
 """The commands `list` and `run`: what is chosen, in which order, and in processes of their own."""
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -21,8 +22,9 @@ from experiments import __main__ as command_line
 from experiments import run as module
 from experiments import runs
 from experiments.fits import FITS, Fits
+from experiments.imagenet.train import Outcome
 from experiments.networks import NETWORKS
-from experiments.run import check_workdir, choose, list_experiments, run
+from experiments.run import OnImageNet, check_workdir, choose, list_experiments, run
 from experiments.runner import StoppedError
 from experiments.table import EXPERIMENTS
 
@@ -164,7 +166,7 @@ def test_the_list_names_every_experiment(columns, tmp_path, monkeypatch, capsys)
     monkeypatch.setenv("COLUMNS", str(columns))
     list_experiments(tmp_path)
     rows = {words[0]: words for line in capsys.readouterr().out.splitlines() if (words := line.split())}
-    assert set(EXPERIMENTS) <= set(rows)
+    assert {*EXPERIMENTS, "alexnet_1", "inception_v1"} <= set(rows)
     assert rows["mnist_4"][-6:] == ["3", "3", "15", "3", "of", "9"]
     assert rows["mnist_1-sgd"][-3:] == ["0", "of", "17"]
     assert rows["predictors"][-3:] == ["0", "of", str(len(FITS))]
@@ -314,6 +316,16 @@ def test_two_at_once_are_refused(small, tmp_path):
         (("mnist_4", "--minutes", "0"), "error: minutes must be more than 0; got 0.0"),
         (("mnist_4", "--minutes", "-1"), "error: minutes must be more than 0; got -1.0"),
         (("mnist_4", "--minutes", "nan"), "error: minutes must be more than 0; got nan"),
+        (("alexnet_1",), "error: alexnet_1 needs --data, the folder of ImageNet"),
+        (("alexnet_1", "--data", "none"), "error: data is not an existing folder: none"),
+        (
+            ("alexnet_1", "mnist_2", "--data", "."),
+            "error: mnist_2 cannot be run with ImageNet; with it go alexnet_1, inception_v1, alone",
+        ),
+        (
+            ("mnist_2", "--fsdp"),
+            "error: mnist_2 cannot be run with ImageNet; with it go alexnet_1, inception_v1, alone",
+        ),
     ],
 )
 def test_bad_input_ends_with_a_message(monkeypatch, tmp_path, arguments, message):
@@ -324,6 +336,42 @@ def test_bad_input_ends_with_a_message(monkeypatch, tmp_path, arguments, message
         command_line.main()
     assert exited.value.code.startswith(message)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stopped_at", [None, 2])
+def test_imagenet(monkeypatch, tmp_path, stopped_at):
+    """One run after the other, each with what was asked for, until one stops."""
+    calls = []
+
+    def train(record, data, workdir, **settings):
+        calls.append((record.name, settings.pop("arm"), settings.pop("seed"), data, workdir, settings))
+        return Outcome.STOPPED if len(calls) == stopped_at else Outcome.COMPLETE
+
+    monkeypatch.setattr(module, "train", train)
+    options = OnImageNet(tmp_path, fsdp=True, batch_size=256, jump_steps=(3, 5))
+    asked = functools.partial(run, seeds=(0, 1), steps=9, workdir=tmp_path / "w", minutes=5.0, imagenet=options)
+    if stopped_at is None:
+        asked(("alexnet_1", "inception_v1"), arms=("plain",))
+    else:
+        with pytest.raises(SystemExit) as exited:
+            asked(("alexnet_1",))
+        assert exited.value.code == 75
+    expected = [("alexnet_1", "plain", 0), ("alexnet_1", "plain", 1)]
+    expected += [("inception_v1", "plain", 0), ("inception_v1", "plain", 1)] if stopped_at is None else []
+    assert [call[:3] for call in calls] == expected
+    for *_, data, workdir, settings in calls:
+        assert (data, workdir) == (tmp_path, tmp_path / "w")
+        assert settings == {
+            "steps": 9,
+            "minutes": 5.0,
+            "fsdp": True,
+            "bfloat16": False,
+            "batch_size": 256,
+            "image_size": None,
+            "jump_steps": (3, 5),
+            "workers": 0,
+            "checkpoint_minutes": 10.0,
+        }
 
 
 # Processes of their own.
