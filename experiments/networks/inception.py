@@ -56,7 +56,7 @@ class Inception(nnx.Module):
     With `width=0.25, small=True, classes=10`, "Inception, narrow" of the experiments on CIFAR-10, the first convolution
     is of 3x3 with stride 1, so that the inception modules see sides of 8, 4 and 2 instead of 28, 14 and 7; all
     channels, and the units of the heads, are a quarter; the heads take the mean over all 4x4 pixels: 377 126 weights,
-    NARROW_ALL with the heads.
+    407 546 with the heads.
 
     Args:
       classes: how many logits.
@@ -97,7 +97,8 @@ class Inception(nnx.Module):
         self.conv1 = make.convolution(3, first, 3) if small else make.convolution(3, first, 7, 2)
         self.reduce2 = make.convolution(first, first, 1)
         self.conv2 = make.convolution(first, second, 3)
-        self.inceptions, self.heads = nnx.Dict(), nnx.Dict()
+        self.inceptions: nnx.Dict[InceptionModule] = nnx.Dict()
+        self.heads: nnx.Dict[_Head] = nnx.Dict()
         inputs = second
         for name, published in _MODULES.items():
             widths = _Widths(*map(scaled, published))
@@ -135,8 +136,8 @@ class Inception(nnx.Module):
         yield "conv2", x
         x = overlapping_max_pool(local_response_norm(x))
         yield "pool of conv2", x
-        for name, inception in self.inceptions.items():
-            x = inception(x)
+        for name in _MODULES:
+            x = self.inceptions[name](x)
             yield name, x
             if key is not None and name in _HEAD_AFTER:
                 yield f"logits of head {name}", self.heads[name](x, keys[_HEAD_AFTER.index(name)])
@@ -190,12 +191,12 @@ class _Head(nnx.Module):
         self.dense2 = make.dense(hidden, classes, bias=0.0)
         self.dropout = nnx.Dropout(0.7)
 
-    def __call__(self, x: jax.Array, key: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
         # Where there are no 5x5 pixels, the mean is over all there are.
         means = nnx.avg_pool(x, (min(5, x.shape[1]), min(5, x.shape[2])), (3, 3))
         x = nnx.relu(self.conv(means))
         x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
-        return self.dense2(self.dropout(x, deterministic=False, rngs=key)).astype(jnp.float32)
+        return self.dense2(self.dropout(x, deterministic=key is None, rngs=key)).astype(jnp.float32)
 
 
 class _Layers:
