@@ -18,6 +18,7 @@ from jax import lax
 from rich.progress import Progress
 
 from . import arguments
+from .files import name_file, read_json, write_atomically
 from .forecast import Forecaster, Introspection, introspection
 from .network import IntrospectionNetwork
 from .sampling import Array, Examples, split_by_weight
@@ -26,6 +27,7 @@ from .sampling import Array, Examples, split_by_weight
 _BLOCK = 500
 # Blocks between two checkpoints.
 _CHECKPOINT_EVERY = 10
+_MAX_SETTINGS_BYTES = 2**20
 
 # Of the error and the target, both scaled, as Keras defines the percentage error.
 LOSSES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -102,6 +104,7 @@ def fit(
       ValueError: arguments that are out of their range, examples that are not finite or too few for one batch, or a
         `workdir` of a fit with other arguments.
       FloatingPointError: the loss or the network became infinite or NaN.
+      OSError: a checkpoint can't be written; the one before stays, and the fit can go on from it.
 
     Examples:
       >>> import numpy as np
@@ -260,19 +263,22 @@ class _Checkpoints:
         folder = Path(workdir).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "settings.json"
-        if any(folder.iterdir()):
+        if path.exists():
             try:
-                found = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{workdir} holds something, but no settings of a fit in {path.name}") from error
-            if differ := sorted(name for name in settings if found.get(name) != settings[name]):
+                found = read_json(path, _MAX_SETTINGS_BYTES)
+                differ = sorted(name for name in settings if found.get(name) != settings[name])
+            except (OSError, ValueError, AttributeError) as error:
+                raise ValueError(f"{path} does not hold the settings of a fit: {error}") from error
+            if differ:
                 changes = ", ".join(f"{name} was {found.get(name)!r} and is {settings[name]!r}" for name in differ)
                 raise ValueError(f"{workdir} belongs to a fit with other settings: {changes}")
+        elif any(entry.name != f"{path.name}.tmp" for entry in folder.iterdir()):
+            raise ValueError(f"{workdir} holds something, but no settings of a fit in {path.name}")
         else:
-            whole = path.with_suffix(".tmp")
-            whole.write_text(json.dumps(settings, indent=2))
-            whole.replace(path)
-        self._manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=1))
+            write_atomically(path, json.dumps(settings, indent=2).encode())
+        # The state is small, and so soon written. Where it can't be, the fit is to end then, and not some blocks later.
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self._manager = ocp.CheckpointManager(folder, options=options)
 
     def __enter__(self) -> "_Checkpoints":
         return self
@@ -291,7 +297,11 @@ class _Checkpoints:
         return step, self._manager.restore(step, args=ocp.args.StandardRestore(state))
 
     def save(self, step: int, state: Any) -> None:
-        """Keeps a state, written while the fit goes on."""
-        if self._manager is not None:
-            # A copy, since the next block is computed in the buffers of this state.
+        """Keeps a state, and drops the one before."""
+        if self._manager is None:
+            return
+        try:
             self._manager.save(step, args=ocp.args.StandardSave(jax.tree.map(np.asarray, state)))
+        except OSError as error:
+            name_file(error, Path(self._manager.directory))
+            raise

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +75,26 @@ def background_held(history):
         yield
     finally:
         gate.set()
+
+
+def rewrite_header(path, change):
+    """Changes the header by a function that works in place, and makes its checksum right."""
+    header = json.loads((path / "history.json").read_text())
+    change(header)
+    crc32 = zlib.crc32(json.dumps({key: header[key] for key in header.keys() - {"crc32"}}, sort_keys=True).encode())
+    (path / "history.json").write_text(json.dumps(header | ({"crc32": crc32} if "crc32" in header else {})))
+
+
+def make_version_1(path):
+    """Makes a history as it was before there were checksums."""
+
+    def change(header):
+        header["version"] = 1
+        del header["crc32"]
+
+    rewrite_header(path, change)
+    steps = [json.loads(line)["step"] for line in (path / "steps.jsonl").read_text().splitlines()]
+    (path / "steps.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in steps))
 
 
 def chunk_files(path):
@@ -294,7 +316,7 @@ def test_a_process_that_does_not_close_loses_nothing(tmp_path):
 
 
 def test_a_history_cut_off_at_any_byte_is_readable_and_can_go_on(tmp_path):
-    steps = [0, 9, 10, 123]
+    steps = [9, 123]
     record(tmp_path / "whole", steps)
     content = (tmp_path / "whole" / "steps.jsonl").read_bytes()
     for size in range(len(content)):
@@ -305,7 +327,7 @@ def test_a_history_cut_off_at_any_byte_is_readable_and_can_go_on(tmp_path):
         check_complete(WeightHistory.open(path), complete)
         check_complete(record(path, [200]), [*complete, 200])
         lines = (path / "steps.jsonl").read_text().splitlines()
-        assert [json.loads(line) for line in lines] == [{"step": step} for step in [*complete, 200]]
+        assert [json.loads(line)["step"] for line in lines] == [*complete, 200]
         assert len(chunk_files(path)) == 2 * (len(complete) + 1)
 
 
@@ -384,14 +406,14 @@ def test_a_failure_in_the_background_is_raised_and_ends_the_recording(tmp_path):
 
 
 def test_a_step_that_waits_behind_a_failed_one_is_not_written(tmp_path, monkeypatch):
-    def line(step):
-        if step == 1:
+    def append(path, content):
+        if json.loads(content)["step"] == 1:
             raise OSError(28, "No space left on device")
-        return original(step)
+        original(path, content)
 
-    original = history_module._line
+    original = history_module.append
     writer = WeightHistory.record(tmp_path, weights_at(0))
-    monkeypatch.setattr(history_module, "_line", line)
+    monkeypatch.setattr(history_module, "append", append)
     with background_held(writer):
         writer.append(1, weights_at(1))
         writer.append(2, weights_at(2))
@@ -400,6 +422,7 @@ def test_a_step_that_waits_behind_a_failed_one_is_not_written(tmp_path, monkeypa
     with pytest.raises(RuntimeError, match="step 1 could not be written"):
         writer.close()
     check_complete(WeightHistory.open(tmp_path), [])
+    assert chunk_files(tmp_path) == []
 
 
 def test_a_truncation_that_fails_half_way_mixes_nothing_up(tmp_path, monkeypatch):
@@ -407,10 +430,10 @@ def test_a_truncation_that_fails_half_way_mixes_nothing_up(tmp_path, monkeypatch
         original(path, content)
         raise OSError(5, "Input/output error")
 
-    original = history_module._write_atomically
+    original = history_module.write_atomically
     record(tmp_path, range(0, 60, 10))
     writer = WeightHistory.record(tmp_path, weights_at(0))
-    monkeypatch.setattr(history_module, "_write_atomically", write_and_fail)
+    monkeypatch.setattr(history_module, "write_atomically", write_and_fail)
     with pytest.raises(OSError, match="Input/output error"):
         writer.truncate(25)
     monkeypatch.undo()
@@ -585,7 +608,9 @@ def change_leaf(**changes):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: header.update(version=2), "its format version is 2, and only 1 is known"),
+        (lambda header: header.update(version=3), "its format version is 3, and only 1 and 2 are known"),
+        (lambda header: header.update(version=1), "it is not as it was written, by its checksum"),
+        (lambda header: header.pop("crc32"), "it is not as it was written, by its checksum"),
         (lambda header: header.pop("version"), "history.json can't be read: KeyError\\('version'\\)"),
         (lambda header: header.pop("metadata"), "history.json can't be read: KeyError\\('metadata'\\)"),
         (lambda header: header.update(leaves=[1]), "history.json can't be read: AttributeError"),
@@ -593,8 +618,8 @@ def change_leaf(**changes):
         (change_leaf(dtype="object"), "history.json can't be read: KeyError\\('object'\\)"),
         (change_leaf(shape=[2, -3]), r"leaf 'kernel' has the shape \(2, -3\)"),
         (change_leaf(shape=[2, 3.0]), r"leaf 'kernel' has the shape \(2, 3.0\)"),
-        (change_leaf(shape=[3, 2]), r"1 rows of float32\[2, 3\] for 1 steps of float32\[3, 2\]"),
-        (change_leaf(dtype="float16"), r"1 rows of float32\[2, 3\] for 1 steps of float16\[2, 3\]"),
+        (change_leaf(shape=[3, 2]), r"0 rows of float32\[2, 3\] for 0 steps of float32\[3, 2\]"),
+        (change_leaf(dtype="float16"), r"0 rows of float32\[2, 3\] for 0 steps of float16\[2, 3\]"),
         (
             lambda header: header["leaves"].update({"../evil": header["leaves"].pop("kernel")}),
             r"the array of leaf '../evil' in .* is damaged: .*/arrays/0001\.\.evil/",
@@ -602,52 +627,206 @@ def change_leaf(**changes):
     ],
 )
 def test_a_header_that_cannot_be_used(tmp_path, change, message):
-    record(tmp_path, [0])
-    header = json.loads((tmp_path / "history.json").read_text())
-    change(header)
-    (tmp_path / "history.json").write_text(json.dumps(header))
+    record(tmp_path, [] if "rows" in message or "evil" in message else [0])  # the lines are of this very header
+    rewrite_header(tmp_path, change)
     with pytest.raises(ValueError, match=message):
         WeightHistory.open(tmp_path)
 
 
 def test_a_damaged_line_before_others(tmp_path):
     record(tmp_path, [10, 20, 30])
+    first, second, third = (tmp_path / "steps.jsonl").read_text().splitlines(keepends=True)
     for lines, message in (
-        ('{"step": 10}\n{"step": 2\n{"step": 30}\n', "steps.jsonl is damaged: line 2: Expecting"),
-        ('{"step": 10}\n{"step": 10}\n{"step": 30}\n', "steps.jsonl is damaged: line 2: step 10 after step 10"),
+        ((first, '{"step": 2\n', third), "steps.jsonl is damaged: line 2: Expecting"),
+        ((first, first, third), "steps.jsonl is damaged: line 2: it is not as it was written"),
+        ((second, third), "steps.jsonl is damaged: line 1: it is not as it was written"),
+        ((first, third, third), "steps.jsonl is damaged: line 2: it is not as it was written"),
+        ((first, second.replace("20", "21", 1), third), "steps.jsonl is damaged: line 2: it is not as it was written"),
+        ((first, '{"step": 20}\n', third), "steps.jsonl is damaged: line 2: it is not as it was written"),
+        ((first, "[" * 100_000 + "\n", third), "steps.jsonl is damaged: line 2: .*recursion"),
     ):
-        (tmp_path / "steps.jsonl").write_text(lines)
+        (tmp_path / "steps.jsonl").write_text("".join(lines))
         for open_history in (WeightHistory.open, lambda path: WeightHistory.record(path, weights_at(0))):
             with pytest.raises(ValueError, match=message):
                 open_history(tmp_path)
+    (tmp_path / "steps.jsonl").write_text(first + second + third)
+    make_version_1(tmp_path)
+    (tmp_path / "steps.jsonl").write_text('{"step": 10}\n{"step": 10}\n{"step": 30}\n')
+    with pytest.raises(ValueError, match=r"steps.jsonl is damaged: line 2: step 10 after step 10"):
+        WeightHistory.open(tmp_path)
+
+
+def test_lines_and_headers_of_another_history(tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        record(tmp_path / name, [0, 10], metadata={"seed": seed})
+    for file in ("steps.jsonl", "history.json"):
+        shutil.copytree(tmp_path / "one", tmp_path / file)
+        shutil.copy(tmp_path / "two" / file, tmp_path / file / file)
+        for open_history in (WeightHistory.open, lambda path: WeightHistory.record(path, weights_at(0))):
+            with pytest.raises(ValueError, match=r"steps.jsonl is damaged: line 1: it is not as it was written"):
+                open_history(tmp_path / file)
+
+
+def test_lines_or_a_header_that_are_missing(tmp_path):
+    for file, message in (
+        ("steps.jsonl", "steps.jsonl is damaged: it is missing, but weights are there"),
+        ("history.json", "is damaged: it has no history.json"),
+    ):
+        record(tmp_path / file, [0, 10])
+        (tmp_path / file / file).unlink()
+        for open_history in (WeightHistory.open, lambda path: WeightHistory.record(path, weights_at(0))):
+            with pytest.raises(ValueError, match=message):
+                open_history(tmp_path / file)
+        assert len(chunk_files(tmp_path / file)) == 4
 
 
 def test_arrays_that_are_missing_or_too_short(tmp_path):
-    record(tmp_path, [0])
-    with (tmp_path / "steps.jsonl").open("a") as file:
-        file.write('{"step": 1}\n')
+    record(tmp_path, [0, 1])
+    content = (tmp_path / "steps.jsonl").read_bytes()
+    with WeightHistory.record(tmp_path, weights_at(0)) as writer:
+        writer.truncate(0)
+    (tmp_path / "steps.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=r"leaf 'bias' in .* is damaged: it has 1 rows of .* for 2 steps of"):
         WeightHistory.open(tmp_path)
-    kernel = next(path for path in (tmp_path / "arrays").iterdir() if "kernel" in path.name)
+    record_in = tmp_path / "missing"
+    record(record_in, [0])
+    kernel = next(path for path in (record_in / "arrays").iterdir() if "kernel" in path.name)
     shutil.rmtree(kernel)
-    (tmp_path / "steps.jsonl").write_text('{"step": 0}\n')
     for open_history in (WeightHistory.open, lambda path: WeightHistory.record(path, weights_at(0))):
-        with pytest.raises(ValueError, match=r"the array of leaf 'kernel' in .* is damaged: .*NOT_FOUND"):
-            open_history(tmp_path)
+        with pytest.raises(ValueError, match=r"the array of leaf 'kernel' in .* is damaged: .*No such file"):
+            open_history(record_in)
+
+
+def rewrite_array(path, change):
+    """Changes the description of the array of a leaf by a function that works in place."""
+    file = next((path / "arrays").glob("*kernel/zarr.json"))
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        ([1, 10**6, 10**6], r"its chunks have the shape .*, and not one row of at most 8388608 bytes"),
+        ([2, 2, 3], r"its chunks have the shape \[2, 2, 3\], and not one row"),
+        ([1, 0, 3], r"its chunks have the shape \[1, 0, 3\]"),
+        ([1, 2.0, 3], r"its chunks have the shape \[1, 2.0, 3\]"),
+        ([1, 2, 1], r"the chunk c.0.0.0 is of 24 bytes, not of 8"),
+        ([1, 2, 4], r"the chunk c.0.0.0 is of 24 bytes, not of 32"),
+    ],
+)
+def test_chunks_of_another_shape_take_no_memory(tmp_path, chunk, message):
+    record(tmp_path, [0])
+    rewrite_array(tmp_path, lambda array: array["chunk_grid"]["configuration"].update(chunk_shape=chunk))
+    with pytest.raises(ValueError, match=rf"leaf 'kernel' in {tmp_path}.*: .*{message}"):
+        WeightHistory.open(tmp_path).read(0)
+
+
+def test_other_codecs(tmp_path):
+    record(tmp_path, [0])
+    rewrite_array(tmp_path, lambda array: array.update(codecs=[{"name": "bytes"}, {"name": "gzip"}]))
+    with pytest.raises(ValueError, match=r"leaf 'kernel' .* is damaged: its codecs are \['bytes', 'gzip'\]"):
+        WeightHistory.open(tmp_path)
+
+
+def test_a_chunk_that_says_that_it_is_large(tmp_path):
+    """TensorStore takes the memory before it looks at the checksum."""
+    history = record(tmp_path, [0])
+    file = next(file for file in chunk_files(tmp_path) if "kernel" in str(file))
+    content = bytearray(file.read_bytes())
+    content[7] = 0x7F
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"the chunk c.0.0.0 is of {0x7F000018} bytes, not of 24"):
+        history.read(0)
+
+
+def test_more_rows_than_there_can_be(tmp_path):
+    """As after a truncation that was interrupted, but many more."""
+    record(tmp_path, [0, 10])
+    rewrite_array(tmp_path, lambda array: array["shape"].__setitem__(0, 2**40))
+    check_complete(WeightHistory.open(tmp_path), [0, 10])
+    check_complete(record(tmp_path, [20]), [0, 10, 20])
+
+
+def test_nothing_but_files_is_read(tmp_path):
+    for name, error in (
+        ("history.json", "history.json can't be read: .*history.json is not a regular file"),
+        ("steps.jsonl", "steps.jsonl is damaged: .*steps.jsonl is not a regular file"),
+        ("arrays/0001.kernel/zarr.json", "leaf 'kernel' .* is damaged: .*zarr.json is not a regular file"),
+        ("arrays/0001.kernel/c.0.0.0", "step 0 of leaf 'kernel' in .*: .*c.0.0.0 is not a regular file"),
+    ):
+        path = tmp_path / name.replace("/", "-")
+        record(path, [0])
+        (path / name).unlink()
+        (path / name).symlink_to("/dev/zero")
+        with pytest.raises(ValueError, match=error):
+            WeightHistory.open(path).read(0)
+
+
+def test_files_that_are_too_large_to_be_true(tmp_path):
+    for name in ("history.json", "steps.jsonl", "arrays/0001.kernel/zarr.json", "arrays/0001.kernel/c.0.0.0"):
+        path = tmp_path / name.replace("/", "-")
+        record(path, [0])
+        os.truncate(path / name, 2**40)
+        with pytest.raises(ValueError, match=rf"{name} has 1099511627776 bytes, where at most \d+ are expected"):
+            WeightHistory.open(path).read(0)
+
+
+@pytest.mark.parametrize("name", ["history.json", "steps.jsonl", "writer.lock", "arrays", "arrays/0000.bias"])
+def test_a_history_is_not_written_through_links(tmp_path, name):
+    record(tmp_path / "history", [0])
+    path, aside = tmp_path / "history" / name, tmp_path / "aside"
+    path.rename(aside)
+    path.symlink_to(aside)
+    with pytest.raises(ValueError, match=rf"{path} is a link, and a history is written to its own folder only"):
+        WeightHistory.record(tmp_path / "history", weights_at(0))
+    check_complete(WeightHistory.open(tmp_path / "history"), [0])  # but it can be read
+
+
+def test_weights_that_changed_places(tmp_path):
+    """Every chunk has a checksum of its own, which moves with it."""
+    params = {"a": np.ones(3, np.float32), "b": np.zeros(3, np.float32)}
+    with WeightHistory.record(tmp_path, params) as writer:
+        for step in (0, 100, 200):
+            writer.append(step, {name: leaf + step for name, leaf in params.items()})
+    history = WeightHistory.open(tmp_path)
+    chunk = {file.parent.name[-1] + file.name[2]: file for file in chunk_files(tmp_path)}
+    for first, second, steps in (("a0", "a1", [0, 100]), ("a0", "b0", [0])):
+        content = chunk[first].read_bytes()
+        shutil.copy(chunk[second], chunk[first])
+        chunk[second].write_bytes(content)
+        for step in steps:
+            with pytest.raises(ValueError, match=rf"the weights of step {step} in .* are not those that were recorded"):
+                history.read(step)
+        np.testing.assert_array_equal(history.read(200), np.repeat([201, 200], 3))
+        shutil.copy(chunk[first], chunk[second])
+        chunk[first].write_bytes(content)
+
+
+def test_a_history_of_version_1_is_read_and_continued(tmp_path):
+    record(tmp_path, [0, 10], metadata={"seed": 1})
+    make_version_1(tmp_path)
+    header = (tmp_path / "history.json").read_bytes()
+    check_complete(WeightHistory.open(tmp_path), [0, 10])
+    check_complete(record(tmp_path, [20], metadata={"seed": 1}), [0, 10, 20])
+    assert (tmp_path / "history.json").read_bytes() == header
+    assert (tmp_path / "steps.jsonl").read_text() == '{"step": 0}\n{"step": 10}\n{"step": 20}\n'
 
 
 def test_weights_that_are_damaged_in_any_byte_are_noticed(tmp_path):
     history = record(tmp_path, [0, 100])
     file = next(file for file in chunk_files(tmp_path) if "kernel" in str(file) and file.name[2] == "1")
     content = file.read_bytes()
+    noticed = r"step 100 of leaf 'kernel' in .*(Error reading local file|the chunk c.1.0.0 is of \d+ bytes, not of 24)"
     for index in range(len(content)):
         file.write_bytes(content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :])
-        with pytest.raises(ValueError, match=r"step 100 of leaf 'kernel' in .*Error reading local file"):
+        with pytest.raises(ValueError, match=noticed):
             history.read(100)
         file.write_bytes(content[:index])
-        with pytest.raises(ValueError, match=r"step 100 of leaf 'kernel' in .*Error reading local file"):
+        with pytest.raises(ValueError, match=noticed):
             history.tree(100)
     file.unlink()
-    with pytest.raises(ValueError, match=r"step 100 of leaf 'kernel' in .*NOT_FOUND"):
+    with pytest.raises(ValueError, match=r"step 100 of leaf 'kernel' in .*No such file"):
         history.read(100)
     np.testing.assert_array_equal(history.read(0), [0, 0, 0, 0, 1, 2, 3, 4, 5])
