@@ -120,6 +120,7 @@ class Checkpoints:
             # What was begun takes space that the next one needs.
             for path in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
+            self._manager.reload()  # those that were to give way to it are still there, and counted
         last = "there is none before it" if self.latest is None else f"the last good one is of step {self.latest}"
         text = f"the checkpoint of step {step} in {self.folder} could not be written; {last}: {error}"
         return CheckpointError(text, step)

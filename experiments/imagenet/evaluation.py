@@ -21,6 +21,9 @@ def evaluate(
       state: whose weights are evaluated.
       batches: makes the batches of this process.
       clock: what this process wishes.
+
+    Raises:
+      ValueError: there is nothing to evaluate on.
     """
     with contextlib.closing(batches()) as own:
         scores = (
@@ -36,6 +39,8 @@ def evaluate(
             if wishes.stop:
                 return None
     loss, top1, top5, examples = total.tolist()
+    if not examples:
+        raise ValueError("none of the validation images could be read")
     return {
         "top1": top1 / examples,
         "top5": top5 / examples,

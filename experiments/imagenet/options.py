@@ -7,7 +7,6 @@ from typing import Any
 
 import jax.numpy as jnp
 
-import optax_introspect
 from optax_introspect import Forecaster
 
 from ..forecasters import fingerprint, forecaster
@@ -117,9 +116,9 @@ def resolve(
     if jump_steps is not None:
         if chosen.forecaster is None:
             raise ValueError(f"the arm {chosen.name} has no forecaster that could jump at {tuple(jump_steps)}")
+        if not jump_steps:
+            raise ValueError(f"jump_steps must name at least one step; arms without any are {_without_jumps(record)}")
         chosen = dataclasses.replace(chosen, jump_steps=tuple(jump_steps))
-    if chosen.forecaster is not None:
-        optax_introspect.plan(chosen.jump_steps)  # raises what is wrong with them
     given = {"batch_size": batch_size, "steps": steps, "image_size": image_size}
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     for name, value in asked.items():
@@ -143,3 +142,7 @@ def resolve(
         checkpoint_minutes=checkpoint_minutes,
         workers=workers,
     )
+
+
+def _without_jumps(record: ImageNetTraining) -> str:
+    return ", ".join(arm.name for arm in record.arms if not arm.jump_steps) or "none"

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 
@@ -119,6 +121,30 @@ def _has_tpu() -> bool:
     return "tpu" in platforms and bool(chips) and not alone and importlib.util.find_spec("libtpu") is not None
 
 
+class OtherProcessError(OSError):
+    """Another process of this run failed."""
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Lets all processes fail if one does at what is done within, since the others would wait for it from then on.
+
+    Raises:
+      OtherProcessError: another one failed, but not this one.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(failure is not None))
+        if failure is None and failed.any():
+            raise OtherProcessError(f"process {failed.argmax()} of this run failed; what it prints says why")
+    if failure is not None:
+        raise failure
+
+
 class Ending:
     """Whether this process was told to end."""
 
@@ -140,4 +166,4 @@ class Ending:
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

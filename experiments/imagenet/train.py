@@ -61,7 +61,8 @@ def train(
 
     It is one of several processes if the environment says so, see `processes.launch`; they share the workdir. What a
     run needs to go on doesn't depend on how many processes and devices there are, nor on `fsdp`. SIGTERM to any of
-    the processes lets all finish a step, save, and end with `Outcome.STOPPED`.
+    the processes lets all finish a step, save, and end with `Outcome.STOPPED`. A checkpoint that can't be written leaves
+    those before it as they were: a run of one process says so, goes on, and tries again later; one of several ends.
 
     Args:
       record: the experiment.
@@ -83,7 +84,8 @@ def train(
     Raises:
       ValueError, FileNotFoundError: arguments, environment or data that can't be used; a checkpoint of another run.
       BlockingIOError: another run works on it.
-      OSError: no space left; the last good checkpoint stays.
+      OtherProcessError: another process of this run failed to begin.
+      OSError: no space for checkpoints, or the last one could not be written.
       NotFiniteError: training diverged.
     """
     options = resolve(
@@ -103,14 +105,15 @@ def train(
     processes.initialise()
     mesh = device_mesh()
     check_batch_size(options.record.batch_size, mesh)
-    feed = imagenet_feed(
-        data,
-        image_size=options.record.image_size,
-        augmentation=options.record.augmentation,
-        batch_size=options.record.batch_size,
-        seed=seed,
-        workers=workers,
-    )
+    with processes.together():
+        feed = imagenet_feed(
+            data,
+            image_size=options.record.image_size,
+            augmentation=options.record.augmentation,
+            batch_size=options.record.batch_size,
+            seed=seed,
+            workers=workers,
+        )
     return fit(options, feed, workdir, mesh, console)
 
 
@@ -160,7 +163,10 @@ class _Run:
     def go(self, ending: processes.Ending) -> Outcome:
         """Trains, unless it is complete."""
         first = jax.process_index() == 0
-        with runs.locked(self.folder) if first else contextlib.nullcontext():
+        with contextlib.ExitStack() as held:
+            with processes.together():
+                if first:
+                    held.enter_context(runs.locked(self.folder))
             if self._is_complete():
                 self.console.print(f"Complete: {self.done}")
                 return Outcome.COMPLETE

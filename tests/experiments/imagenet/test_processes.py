@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments import runs
 from experiments.imagenet import processes
 from experiments.imagenet.mesh import device_mesh
-from experiments.imagenet.processes import Ending, Launch, launch
+from experiments.imagenet.processes import Ending, Launch, OtherProcessError, launch
 from experiments.imagenet.train import fit
 from tests.experiments.imagenet import tiny
 from tests.experiments.imagenet.several import Several, losses
@@ -116,6 +117,43 @@ class TestInitialise:
         assert calls == []
 
 
+class TestTogether:
+    @pytest.fixture
+    def others(self, monkeypatch):
+        """Makes this one of three processes, the last of which may fail."""
+        failed = [False, False]
+        monkeypatch.setattr(processes.jax, "process_count", lambda: 3)
+        monkeypatch.setattr(
+            processes.multihost_utils, "process_allgather", lambda mine: np.array([bool(mine), *failed])
+        )
+        return failed
+
+    def test_nobody_fails(self, others):
+        with processes.together():
+            pass
+
+    def test_this_one_fails(self, others):
+        with pytest.raises(KeyError, match="mine"), processes.together():
+            raise KeyError("mine")
+
+    def test_another_one_fails(self, others):
+        others[1] = True
+        message = "process 2 of this run failed; what it prints says why"
+        with pytest.raises(OtherProcessError, match=message), processes.together():
+            pass
+
+    def test_both_fail(self, others):
+        others[1] = True
+        with pytest.raises(KeyError, match="mine"), processes.together():
+            raise KeyError("mine")
+
+    def test_alone(self):
+        with processes.together():
+            pass
+        with pytest.raises(KeyError, match="mine"), processes.together():
+            raise KeyError("mine")
+
+
 class TestEnding:
     def test_sigterm(self):
         before = signal.getsignal(signal.SIGTERM)
@@ -166,6 +204,14 @@ class TestSeveral:
         with Several(1, tmp_path, 14, environ=compiled_once) as several:
             assert several.wait()[0] == [0]
         assert_same(losses(tmp_path / "tiny/two-point/seed-0.jsonl"), alone)
+
+    def test_somebody_else_works_on_it(self, tmp_path, compiled_once):
+        folder = tmp_path / "tiny/two-point/seed-0"
+        with runs.locked(folder), Several(2, tmp_path, 14, environ=compiled_once) as several:
+            statuses, printed = several.wait()
+        assert statuses == [1, 1], printed
+        assert "BlockingIOError: another run works on" in printed[0]
+        assert "OtherProcessError: process 0 of this run failed; what it prints says why" in printed[1]
 
     def test_one_of_two_is_told_to_end(self, tmp_path, compiled_once, alone):
         with Several(2, tmp_path, 14, hold_at=7, environ=compiled_once) as several:

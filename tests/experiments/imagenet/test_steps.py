@@ -107,6 +107,13 @@ class TestEvaluation:
             np.testing.assert_allclose(found[name], sum(float(getattr(s, key)) for s in each) / 80, rtol=1e-6)
         assert (found["examples"], found["skipped"]) == (80, 1)
 
+    def test_nothing_could_be_read(self):
+        def batches():
+            yield next(tiny.feed().training(0)) | {"weight": np.zeros(8, np.float32)}
+
+        with pytest.raises(ValueError, match="none of the validation images could be read"):
+            evaluate(programs(), programs().start(), batches, Clock(Ending(), None, 10))
+
     def test_told_to_end(self):
         ending = Ending()
         ending.told = True
