@@ -23,8 +23,7 @@ def main(steps: int = 600, jump_steps: tuple[int, ...] = JUMP_STEPS) -> Run:
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(replicated, split, split), out_specs=replicated)
     def value_and_gradients(params: Any, x: jax.Array, y: jax.Array) -> Any:
-        mean = lambda params: jax.lax.pmean(loss(params, x, y), "data")  # noqa: E731
-        return jax.value_and_grad(mean)(params)
+        return jax.value_and_grad(lambda params: jax.lax.pmean(loss(params, x, y), "data"))(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def train_step(params: Any, state: Any, x: jax.Array, y: jax.Array) -> Any:

@@ -9,6 +9,7 @@ import tyro
 
 from .accelerators import accelerators
 from .benchmark import benchmark
+from .compatibility import compatibility
 from .precision import precision
 from .predictor import predictor
 from .quickstart import quickstart
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "precision": precision,
     "accelerators": accelerators,
     "scale": scale,
+    "compatibility": compatibility,
 }
 
 

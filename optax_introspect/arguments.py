@@ -15,7 +15,7 @@ def integer(name: str, value: Any, low: int = 1, high: int | None = None) -> int
       ValueError: it is something else.
     """
     try:
-        number = None if isinstance(value, bool) else operator.index(value)
+        number = None if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         number = None
     if number is None or number < low or (high is not None and number > high):

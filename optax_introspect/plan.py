@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .snapshots import checked_snapshot_dtype, dtype_of_snapshot, forecast_leaves
 
@@ -246,7 +247,7 @@ def _checked_jump_steps(jump_steps: Sequence[int]) -> tuple[int, ...]:
     steps: list[int] = []
     for value in given:
         try:
-            step = None if isinstance(value, bool) else operator.index(value)
+            step = None if isinstance(value, bool | np.bool_) else operator.index(value)
         except TypeError:
             step = None
         if step is None or not 1 <= step <= LAST_STEP:

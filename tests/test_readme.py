@@ -38,7 +38,7 @@ def test_the_code_of_the_docs_runs_and_prints_what_they_say(page):
     with contextlib.redirect_stdout(printed):
         for block in blocks("python", page):
             exec(block, namespace)
-    assert blocks("", page)
+    assert blocks("", page) or not blocks("python", page)
     for block in blocks("", page):
         assert block in printed.getvalue()
 

@@ -61,8 +61,9 @@ def train(
 
     It is one of several processes if the environment says so, see `processes.launch`; they share the workdir. What a
     run needs to go on doesn't depend on how many processes and devices there are, nor on `fsdp`. SIGTERM to any of
-    the processes lets all finish a step, save, and end with `Outcome.STOPPED`. A checkpoint that can't be written leaves
-    those before it as they were: a run of one process says so, goes on, and tries again later; one of several ends.
+    the processes lets all finish a step, save, and end with `Outcome.STOPPED`. A checkpoint that can't be written
+    leaves those before it as they were: a run of one process says so, goes on, and tries again later; one of several
+    ends.
 
     Args:
       record: the experiment.

@@ -1,4 +1,4 @@
-"""Pooling and local response normalisation, in forms that are quickly differentiated."""
+"""Pooling and local response normalisation, in forms that are quickly differentiated, and what networks check."""
 
 import functools
 from collections.abc import Callable

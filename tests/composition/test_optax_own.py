@@ -35,11 +35,12 @@ def spread(names, number):
     return [names[i * len(names) // number] for i in range(number)]
 
 
-@pytest.mark.parametrize(
-    ("test", "name"),
-    [(test, name) for test, number in SUITE.items() for name in spread(cases(_common_test.ContribTest, test), number)],
-    ids=lambda value: value if value[-1].isdigit() else "",
-)
+CASES = [
+    (test, name) for test, number in SUITE.items() for name in spread(cases(_common_test.ContribTest, test), number)
+]
+
+
+@pytest.mark.parametrize(("test", "name"), CASES, ids=[name for _, name in CASES])
 def test_contributed_optimizers(test, name):
     assert optax_own.run_contributed(test, name) in (None, *optax_own.NOT_TESTED)
 

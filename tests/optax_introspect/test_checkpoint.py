@@ -585,6 +585,37 @@ def write(folder, config, weights, database=False):
 
 
 class TestSafety:
+    def test_a_network_of_a_trillion_units(self, copy):
+        """All of the files agree on it, and no memory is taken for it."""
+        size = 10**12
+
+        def widen(layout):
+            layout["shape"] = layout["chunks"] = [size if length == 40 else length for length in layout["shape"]]
+
+        for name in ARRAYS:
+            edit(copy / "weights" / name / ".zarray", widen)
+        edit(copy / "config" / "metadata", lambda config: config["network"].update(hidden=[size]))
+        with pytest.raises(
+            ValueError, match=r"a predictor may have at most 1048576 weights; this one has 6000000000001"
+        ):
+            load(copy)
+
+    @pytest.mark.parametrize("file", ["config/metadata", "weights/_METADATA", LAYOUTS[0], CHUNKS[0]])
+    def test_devices_are_not_read(self, file, copy):
+        (copy / file).unlink()
+        (copy / file).symlink_to("/dev/zero")
+        with pytest.raises(ValueError, match=rf"does not hold a whole predictor: {copy / file} is not a regular file"):
+            load(copy)
+
+    def test_weights_and_settings_of_two_predictors(self, copy, tmp_path):
+        save(introspection(network_of(seed=1), scale=10.0), tmp_path / "other")
+        for part in ("config", "weights"):
+            shutil.copytree(copy, tmp_path / part)
+            shutil.rmtree(tmp_path / part / part)
+            shutil.copytree(tmp_path / "other" / part, tmp_path / part / part)
+            with pytest.raises(ValueError, match="does not hold a whole predictor: it is not as it was saved"):
+                load(tmp_path / part)
+
     def test_nothing_is_unpickled(self, saved, papers, monkeypatch):
         class Refusing:
             def __init__(self, *_, **__):

@@ -292,6 +292,26 @@ def test_a_folder_of_other_settings_is_refused(finished, change, message):
     assert (finished / "settings.json").read_text() == before
 
 
+def test_a_folder_that_is_no_fits_is_refused(tmp_path):
+    (tmp_path / "precious").write_text("as it was")
+    message = f"{tmp_path} holds something, but no settings of a fit in settings.json"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit(LINEAR, workdir=tmp_path, **QUICK)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "1"])
+def test_settings_that_cannot_be_read(tmp_path, content):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/settings.json does not hold the settings of a fit: "):
+        fit(LINEAR, workdir=tmp_path, **QUICK)
+
+
+def test_a_fit_that_was_killed_when_it_began(tmp_path):
+    (tmp_path / "settings.json.tmp").write_text('{"hidden"')
+    assert same(fit(LINEAR, workdir=tmp_path, **QUICK), fit(LINEAR, **QUICK))
+
+
 @pytest.mark.parametrize("field", ["inputs", "targets", "weights"])
 def test_a_folder_of_other_examples_is_refused(finished, field):
     array = getattr(LINEAR, field).copy()

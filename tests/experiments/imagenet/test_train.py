@@ -176,7 +176,7 @@ class TestResume:
     @pytest.mark.parametrize(("jump_steps", "message"), [((9, 5), "got 5 after 9"), ((1,), "jump step 1 is too early")])
     def test_jump_steps_that_cannot_be(self, tmp_path, jump_steps, message):
         with pytest.raises(ValueError, match=message):
-            trained(tmp_path, jump_steps=jump_steps)
+            trained(tmp_path, arm="network", jump_steps=jump_steps)
         assert list(tmp_path.iterdir()) == []
 
     def test_another_optimizer(self, tmp_path):

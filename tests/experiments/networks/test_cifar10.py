@@ -127,8 +127,8 @@ class TestCifarNet:
     def test_against_plain_layers(self, steps, what):
         found, expected = (step[what] for step in steps)
         for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5 * float(abs(y).max()))
-            assert np.std(np.asarray(y)) > 0
+            np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6 + 1e-5 * float(abs(y).max()))
+            assert abs(y).max() > 1e-4
 
     def test_statistics_are_updated_with_a_key_only(self, network):
         network = nnx.clone(network)
