@@ -136,18 +136,18 @@ def small():
 @pytest.fixture
 def made(monkeypatch):
     """The steps of `N_0` that were made."""
-    steps, step_function = [], Task.step_function
+    steps, update_function = [], Task.update_function
 
-    def noting(self, tx):
-        update = step_function(self, tx)
+    def noting(self, optimizer):
+        update = update_function(self, optimizer)
 
-        def noted(params, opt_state, step):
+        def noted(trained, step):
             steps.append(step)
-            return update(params, opt_state, step)
+            return update(trained, step)
 
         return noted
 
-    monkeypatch.setattr(Task, "step_function", noting)
+    monkeypatch.setattr(Task, "update_function", noting)
     return steps
 
 

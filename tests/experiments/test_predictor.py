@@ -53,20 +53,20 @@ def steps_made(monkeypatch):
         fail_at = None
 
     steps = Steps()
-    step_function = Task.step_function
+    update_function = Task.update_function
 
     def wrapped(self, tx):
-        update = step_function(self, tx)
+        update = update_function(self, tx)
 
-        def counted(params, opt_state, step):
+        def counted(trained, step):
             if step == steps.fail_at:
                 raise KeyboardInterrupt
             steps[step] += 1
-            return update(params, opt_state, step)
+            return update(trained, step)
 
         return counted
 
-    monkeypatch.setattr(Task, "step_function", wrapped)
+    monkeypatch.setattr(Task, "update_function", wrapped)
     return steps
 
 

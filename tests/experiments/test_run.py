@@ -248,7 +248,7 @@ def test_predictors_come_first_and_then_the_longest(small, tmp_path, capsys):
     run(("tiny", "predictors"), workdir=tmp_path)
     assert small.order == ["fits-large", "fits-small", "long", "middle", "short"]
     said = capsys.readouterr().out
-    assert "Images: the digits of scikit-learn" in said
+    assert "mnist: the digits of scikit-learn" in said
     assert re.search(rf"Complete\. Results are in\s+{tmp_path}", said)
     small.order.clear()
     run(("tiny", "predictors"), workdir=tmp_path)
