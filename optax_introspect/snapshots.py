@@ -1,5 +1,6 @@
 """What a slot keeps: which leaves of the parameters, in which dtype, in which memory, and as what."""
 
+import functools
 from typing import Any
 
 import jax
@@ -35,6 +36,12 @@ def dtype_of_snapshot(dtype: Any, snapshot_dtype: Any) -> Any:
     if jnp.issubdtype(dtype, jnp.floating):
         return dtype if snapshot_dtype is None else snapshot_dtype
     return None
+
+
+def promoted(*dtypes: Any) -> Any:
+    """Returns the dtype that holds all of these, also where JAX is told not to promote by itself."""
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.promote_types, dtypes)
 
 
 def forecast_leaves(params: Any, mask: Any) -> list[bool]:
@@ -110,6 +117,15 @@ def is_difference(weight: jax.Array, dtype: Any) -> bool:
     return bool(jnp.dtype(dtype).itemsize < weight.dtype.itemsize)
 
 
+def empty_snapshot(leaf: Any, dtype: Any) -> jax.Array:
+    """Returns zeros for a slot of this dtype, sharded as the parameter is."""
+    if isinstance(leaf, jax.core.Tracer):
+        # Under `jit` with automatic axes the sharding is known only to XLA, which places zeros that depend on nothing
+        # wherever it likes: these depend on the parameter, as far as it can see before everything is placed.
+        return jnp.where(True, jnp.zeros((), dtype), leaf.astype(dtype))
+    return jnp.zeros_like(leaf, dtype)
+
+
 def as_snapshot(weight: jax.Array, dtype: Any, first: jax.Array | None) -> jax.Array:
     """Returns what a slot of this dtype keeps of an array of weights.
 
@@ -120,7 +136,7 @@ def as_snapshot(weight: jax.Array, dtype: Any, first: jax.Array | None) -> jax.A
     """
     if first is None:
         return weight.astype(dtype)
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    wide = promoted(weight.dtype, jnp.float32)
     return (weight.astype(wide) - first.astype(wide)).astype(dtype)
 
 
@@ -128,5 +144,5 @@ def from_snapshot(snapshot: jax.Array, weight: jax.Array, first: jax.Array | Non
     """Returns the weights that a slot keeps, the inverse of `as_snapshot`; `weight` is any of their dtype."""
     if first is None:
         return snapshot
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    wide = promoted(weight.dtype, jnp.float32)
     return snapshot.astype(wide) + first.astype(wide)

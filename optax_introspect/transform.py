@@ -20,9 +20,11 @@ from .snapshots import (
     checked_memory_kind,
     checked_snapshot_dtype,
     dtype_of_snapshot,
+    empty_snapshot,
     forecast_leaves,
     from_snapshot,
     is_difference,
+    promoted,
     to_device,
     to_host,
 )
@@ -151,7 +153,7 @@ def introspect(
 
         def slot(number: int) -> optax.Params:
             def empty(leaf: Any) -> jax.Array:
-                zeros = jnp.zeros_like(leaf, dtype_of_snapshot(jnp.result_type(leaf), snapshot_dtype))
+                zeros = empty_snapshot(leaf, dtype_of_snapshot(jnp.result_type(leaf), snapshot_dtype))
                 return to_host(zeros) if number in slots_on_host else zeros
 
             arrays = [empty(leaf) if kept else optax.MaskedNode() for leaf, kept in zip(leaves, here, strict=True)]
@@ -258,7 +260,7 @@ def _advance_function(schedule: Plan, forecaster: Forecaster, slots_on_host: ran
             first = slots_of_array[first_slot] if as_differences and fraction > 0 else None
             points.append(from_snapshot(point, weight, first))
         forecast = forecast_array(evaluate, points, key)
-        wide = jnp.promote_types(weight.dtype, jnp.float32)
+        wide = promoted(weight.dtype, jnp.float32)
         return (forecast.astype(wide) - weight.astype(wide)).astype(slots_of_array[-1].dtype)
 
     def displacements(last: Arrays, others: list[Arrays], params: Arrays, step: jax.Array) -> Arrays:
@@ -309,15 +311,14 @@ def _advance_function(schedule: Plan, forecaster: Forecaster, slots_on_host: ran
         is_jump = jnp.any(step == jump_steps)
         buffers[-1] = _written_if(is_jump, displacements, buffers[-1], buffers[:-1], params, step)
         # Updates narrower than their weights would miss the forecast.
-        dtypes = [
-            w.dtype if u is None else jnp.promote_types(u.dtype, w.dtype) for u, w in zip(updates, params, strict=True)
-        ]
+        dtypes = [w.dtype if u is None else promoted(u.dtype, w.dtype) for u, w in zip(updates, params, strict=True)]
         # A conditional of its own, lest XLA compute the forecasts once more for the check.
         outcome = lax.cond(
             is_jump,
-            lambda b: jnp.where(_all_finite(b, dtypes), _TAKEN, _REFUSED),
-            lambda b: jnp.asarray(_NO_JUMP),
+            lambda b, p: jnp.where(_all_finite(b, p, dtypes), _TAKEN, _REFUSED),
+            lambda b, p: jnp.asarray(_NO_JUMP),
             buffers[-1],
+            params,
         )
         for slot in late_slots:
             buffers[slot], order = capture(slot, buffers, params, step, outcome, order)
@@ -341,9 +342,15 @@ def _written_if(condition: jax.Array, write: Callable[..., Any], kept: Any, *ope
     return lax.switch(condition.astype(jnp.int32), [lambda kept, *_: kept, write], kept, *operands)
 
 
-def _all_finite(arrays: Arrays, dtypes: list[Any]) -> jax.Array:
+def _all_finite(displacements: Arrays, params: Arrays, dtypes: list[Any]) -> jax.Array:
+    # Of the weights that the jump leads to: where a forecast is too large for its dtype, its displacement need not be,
+    # since XLA may round `2 * w - w` but once.
+    weights = [
+        (w.astype(dtype) + d.astype(dtype)).astype(w.dtype)
+        for d, w, dtype in zip(displacements, params, dtypes, strict=True)
+    ]
     # By the largest magnitude, which is a number only if all are: XLA would first write down which ones are finite.
-    parts = [part for array, dtype in zip(arrays, dtypes, strict=True) for part in _real_parts(array.astype(dtype))]
+    parts = [part for array in weights for part in _real_parts(array)]
     return jnp.all(jnp.array([True, *(jnp.isfinite(jnp.max(jnp.abs(part), initial=0)) for part in parts)]))
 
 

@@ -372,9 +372,9 @@ def test_help_says_what_every_argument_is(command):
     assert run.returncode == 0
     assert run.stderr == ""
     assert f"usage: python -m experiments {command} " in run.stdout
+    shown = {("run", "names"): "the experiments, or `all`", ("run", "imagenet"): "--data "}
     for name in inspect.signature(command_line.COMMANDS[command]).parameters:
-        shown = "the experiments, or `all`" if (command, name) == ("run", "names") else f"--{name.replace('_', '-')} "
-        assert shown in run.stdout
+        assert shown.get((command, name), f"--{name.replace('_', '-')} ") in run.stdout
 
 
 def test_help_names_the_commands(monkeypatch, capsys):
