@@ -292,6 +292,8 @@ class _Checkpoints:
         step = self._manager.latest_step() if self._manager is not None else None
         if step is None:
             return 0, state
+        for older in set(self._manager.all_steps()) - {step}:  # which a fit that was killed was about to drop
+            self._manager.delete(older)
         if step > num_steps:
             raise ValueError(f"num_steps must be at least the {step} steps that the fit has made; got {num_steps}")
         return step, self._manager.restore(step, args=ocp.args.StandardRestore(state))

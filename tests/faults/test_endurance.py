@@ -1,10 +1,12 @@
 """The page of `python -m tests.endurance`."""
 
+import logging
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+
+from tests.endurance import __main__ as command
 from tests.endurance import checks
 from tests.endurance.page import HEAD, Section, table, write
 from tests.faults.corruptions import Corruption
@@ -34,12 +36,30 @@ def test_counts():
     assert table(["a", "b"], [["x", 1]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
-def test_the_command(tmp_path):
-    """One check, of which the page is written, as it is in the documentation."""
+def test_the_command(tmp_path, monkeypatch):
+    """It makes the sections that are asked for, and fails if anything is violated."""
+    monkeypatch.setattr(logging, "disable", lambda level: None)
+    asked = []
+
+    def check(title, violations):
+        def made(folder, *arguments):
+            assert folder.is_dir()
+            asked.append((title, *arguments))
+            return Section(title, "figures", violations)
+
+        return made
+
+    monkeypatch.setattr(command, "killed", check(checks.KILLS, []))
+    monkeypatch.setattr(command, "damaged", check(checks.DAMAGE, ["something"]))
+    monkeypatch.setattr(command, "full", check(checks.DISKS, []))
     page = tmp_path / "page.md"
-    command = [sys.executable, "-m", "tests.endurance", "--only", "damage", "--flips", "0", "--output", str(page)]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    assert "## Damaged files" in page.read_text()
+    command.main(only=("disks", "kills"), seed=3, kills=7, output=page)
+    assert asked == [(checks.DISKS, 3), (checks.KILLS, 3, 7)]
+    assert re.findall("^## (.*)$", page.read_text(), re.M) == [checks.KILLS, checks.DISKS]
+    with pytest.raises(SystemExit, match="something"):
+        command.main(flips=2, output=page)
+    assert asked[3] == (checks.DAMAGE, 0, 2)
+    assert re.findall("^## (.*)$", page.read_text(), re.M) == [checks.KILLS, checks.DAMAGE, checks.DISKS]
 
 
 def test_the_last_figures_are_those_that_the_issue_asks_for():

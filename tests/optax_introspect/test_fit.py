@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 
 import jax
@@ -258,6 +259,15 @@ def test_a_finished_fit_is_not_made_again(tmp_path, blocks):
     assert same(first, again)
     with pytest.raises(ValueError, match="num_steps must be at least the 20 steps that the fit has made; got 19"):
         fit(LINEAR, workdir=tmp_path, num_steps=19, progress=False)
+
+
+def test_what_is_left_of_an_older_checkpoint_is_dropped(tmp_path):
+    """As by a fit that was killed while it did so."""
+    first = fit(LINEAR, workdir=tmp_path, **QUICK)
+    shutil.copytree(tmp_path / "20", tmp_path / "10")
+    (tmp_path / "10" / "default" / "manifest.ocdbt").unlink()
+    assert same(first, fit(LINEAR, workdir=tmp_path, **QUICK))
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "20"}
 
 
 @pytest.fixture(scope="module")
