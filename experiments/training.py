@@ -42,7 +42,8 @@ class Trained(NamedTuple):
         """Returns what a checkpoint has of it, as NumPy arrays."""
         # Orbax has no place for a tree without arrays, such as the statistics of a network without batch norm.
         trees = {name: tree for name, tree in self._asdict().items() if jax.tree.leaves(tree)}
-        return jax.tree.map(np.asarray, trees)  # type: ignore[no-any-return]
+        arrays: dict[str, Any] = jax.tree.map(np.asarray, trees)
+        return arrays
 
     def restored(self, saved: dict[str, Any]) -> "Trained":
         """Returns what a checkpoint has, in the structure of this one."""

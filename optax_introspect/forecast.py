@@ -345,7 +345,9 @@ def checked_forecaster(candidate: ForecasterT) -> ForecasterT:
     return candidate
 
 
-def forecaster_of_arrays(forecaster: Forecaster, arrays: Sequence[jax.Array]) -> list[Forecaster]:
+def forecaster_of_arrays(
+    forecaster: Forecaster, arrays: Sequence[jax.Array | jax.ShapeDtypeStruct]
+) -> list[Forecaster]:
     """Chooses the form of a forecaster for every array of a tree, so that compilation takes a bounded time.
 
     Args:

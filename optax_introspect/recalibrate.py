@@ -12,6 +12,8 @@ from flax import linen as nn
 from flax import nnx
 from flax.core import FrozenDict
 
+from .snapshots import promoted
+
 Model = TypeVar("Model", bound=nnx.Module)
 Arrays = dict[str, Any]
 
@@ -225,7 +227,7 @@ def _after(one_pass: Any, statistics: Any, others: Any, batch: Any, number: jax.
     """Returns the statistics after a pass over a batch, from one old value for all of them."""
     old = {
         # In at least float32: in bfloat16 a momentum of 0.99 would come out as 0.988.
-        name: jnp.full_like(value, old_value, dtype=jnp.promote_types(value.dtype, jnp.float32))
+        name: jnp.full_like(value, old_value, dtype=promoted(value.dtype, jnp.float32))
         for name, value in _named(statistics).items()
     }
     new = _named(one_pass(_with(statistics, old), others, batch, number))

@@ -8,10 +8,13 @@ class Meter:
     """Counts from one report to the next; the clock runs between `resume` and `pause`."""
 
     def __init__(self) -> None:
+        self._resumed: float | None = None
+        self._begin()
+
+    def _begin(self) -> None:
         self._losses: list[float] = []
         self._skipped = self._timed_steps = 0
         self._seconds = 0.0
-        self._resumed: float | None = None
 
     @property
     def steps(self) -> int:
@@ -48,7 +51,7 @@ class Meter:
             "images_per_second": self._timed_steps * batch_size / self._seconds if self._timed_steps else None,
             "skipped": self._skipped,
         }
-        self.__init__()  # type: ignore[misc]
+        self._begin()
         if running:
             self.resume()
         return line

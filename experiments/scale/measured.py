@@ -83,7 +83,7 @@ class Measured:
 
 def weights_by_form(arrays: list[jax.ShapeDtypeStruct]) -> tuple[int, int]:
     """Returns how many weights the predictor evaluates written out, and how many in the compact form."""
-    forms: Any = forecaster_of_arrays(pretrained(), arrays)  # type: ignore[arg-type]  # of arrays only the sizes count
+    forms: Any = forecaster_of_arrays(pretrained(), arrays)
     sizes = [math.prod(leaf.shape) for leaf in arrays]
     fast = [size for size, form in zip(sizes, forms, strict=True) if not form._compact and size >= _WRITTEN_OUT_FROM]
     return sum(fast), sum(sizes) - sum(fast)

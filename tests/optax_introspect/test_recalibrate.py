@@ -478,6 +478,16 @@ class TestModes:
             recalibrate(model, batches)
         np.testing.assert_allclose(model.mean[...], np.mean([batch.mean(0) for batch in batches], 0), **EXACT)
 
+    def test_strict_promotion_of_16_bits(self):
+        model = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+        for variable in (model.mean, model.var):
+            variable.set_value(variable[...].astype(jnp.bfloat16))
+        with jax.numpy_dtype_promotion("strict"):
+            recalibrate(model, some_batches())
+        assert model.mean[...].dtype == jnp.bfloat16
+        expected = np.mean([batch.mean(0) for batch in some_batches()], 0)
+        np.testing.assert_allclose(np.float32(model.mean[...]), expected, rtol=2**-8)
+
     def test_float64(self):
         with jax.enable_x64():
             model = nnx.BatchNorm(3, momentum=1 - 1 / 300, rngs=nnx.Rngs(0))

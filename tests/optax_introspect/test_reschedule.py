@@ -103,8 +103,9 @@ class TestEveryPairOfSmallPlans:
                 taken_over += 1
         assert min(refused, taken_over) > 2_000
 
-    @functools.cache  # noqa: B019
-    def check_free(self, points, n, free_from):
+    @staticmethod
+    @functools.cache
+    def check_free(points, n, free_from):
         assert free_from >= n
         for t in range(free_from, free_from + 12):
             assert set(plan((t,), points).needed(n)) <= {0}
@@ -114,8 +115,9 @@ class TestEveryPairOfSmallPlans:
             gaps = [a - b for a, b in itertools.pairwise(points)]
             assert set(plan((earlier,), points).needed(n)) - {0} or earlier * min(gaps, default=1) < 1
 
-    @functools.cache  # noqa: B019
-    def go_on(self, new, n):
+    @staticmethod
+    @functools.cache
+    def go_on(new, n):
         """Every jump from here on finds the right weights, if those that are needed are there to begin with."""
         buffers = [None] * new.num_buffers
         for capture in new.captures:
@@ -138,15 +140,16 @@ class Config(NamedTuple):
     points: tuple[float, ...] = (1.0, 0.5, 0.0)
     dtype: str | None = None
 
-    @functools.cache  # noqa: B019
-    def optimizer(self):
-        forecaster = polynomial(1, 1.5, points=self.points)
-        return optax.chain(optax.sgd(0.05, momentum=0.9), introspect(self.jumps, forecaster, snapshot_dtype=self.dtype))
-
     def is_exact_from(self, old):
         """Whether nothing that is needed was lost to rounding: bfloat16 keeps weights, or their difference to `w_0`."""
         kinds = {(each.dtype, each.points[-1] == 0) for each in (old, self)}
         return old.dtype is None or len(kinds) == 1
+
+
+@functools.cache
+def optimizer(config):
+    forecaster = polynomial(1, 1.5, points=config.points)
+    return optax.chain(optax.sgd(0.05, momentum=0.9), introspect(config.jumps, forecaster, snapshot_dtype=config.dtype))
 
 
 CONFIGS = (
@@ -190,10 +193,10 @@ def stepper(tx):
 @functools.cache
 def run(config):
     """Returns weights and state at every step."""
-    runs = [(PARAMS, config.optimizer().init(PARAMS))]
+    runs = [(PARAMS, optimizer(config).init(PARAMS))]
     for n in range(END):
         params, state = runs[-1]
-        runs.append(stepper(config.optimizer())(gradient(n, params), state, params))
+        runs.append(stepper(optimizer(config))(gradient(n, params), state, params))
     assert int(runs[-1][1][1].jumps_taken) == len(config.jumps)
     return runs
 
@@ -209,7 +212,7 @@ def replayed(tx, history):
 def go_on(config, n, state, params):
     history = []
     for now in range(n, END):
-        params, state = stepper(config.optimizer())(gradient(now, params), state, params)
+        params, state = stepper(optimizer(config))(gradient(now, params), state, params)
         history.append(params)
     return history
 
@@ -220,12 +223,12 @@ class TestEveryPairOfSmallRuns:
         history = [params for params, _ in run(old)]
         taken_over = refused = 0
         for new in CONFIGS:
-            expected = replayed(new.optimizer(), history)
+            expected = replayed(optimizer(new), history)
             for n in range(END):
                 params, state = run(old)[n]
                 try:
                     with jax.disable_jit():  # which compiles nothing
-                        found = reschedule(state, params, old=old.optimizer(), new=new.optimizer())
+                        found = reschedule(state, params, old=optimizer(old), new=optimizer(new))
                 except ValueError as error:
                     refused += 1
                     self.check_refusal(refusal(error), n, old, new)
@@ -264,13 +267,13 @@ class TestEveryPairOfSmallRuns:
         with jax.disable_jit():
             if said.possible:
                 reduced = new._replace(jumps=tuple(sorted(said.possible)))
-                reschedule(state, params, old=old.optimizer(), new=reduced.optimizer())
+                reschedule(state, params, old=optimizer(old), new=optimizer(reduced))
             if not said.first_is_missing:
                 free = new._replace(jumps=(said.free_from,))
-                reschedule(state, params, old=old.optimizer(), new=free.optimizer())
+                reschedule(state, params, old=optimizer(old), new=optimizer(free))
             # The missing ones are all that is missing.
             weights = {step: run(old)[step][0] for step in said.missing}
-            reschedule(state, params, old=old.optimizer(), new=new.optimizer(), weights=weights)
+            reschedule(state, params, old=optimizer(old), new=optimizer(new), weights=weights)
 
 
 def descend(tx, steps, params, state=None, start=0):

@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 
-def encoded(image, format="JPEG", **options):  # noqa: A002 (the name that Pillow uses)
+def encoded(image, kind="JPEG", **options):
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

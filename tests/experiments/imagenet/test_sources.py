@@ -3,6 +3,7 @@ import os
 import pickle
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def touch(path):
 
 def labels_and_names(source):
     examples = [source[number] for number in range(len(source))]
-    return [(example["label"], os.path.basename(example["name"])) for example in examples]  # noqa: PTH119
+    return [(example["label"], Path(example["name"]).name) for example in examples]
 
 
 class TestFolder:
