@@ -6,6 +6,7 @@ from .fit import Fit, fit, l1
 from .forecast import Forecaster, forecaster, gaussian_noise, introspection, polynomial
 from .history import WeightHistory
 from .network import IntrospectionNetwork
+from .order import check_order
 from .plan import Plan, plan
 from .recalibrate import recalibrate
 from .reschedule import reschedule
@@ -23,6 +24,7 @@ __all__ = [
     "Plan",
     "WeightChange",
     "WeightHistory",
+    "check_order",
     "cost",
     "fit",
     "forecaster",

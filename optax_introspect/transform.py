@@ -35,6 +35,9 @@ Arrays = list[jax.Array]
 # Whether `update` leaves everything as it is, which `cost` compares with.
 left_out: ContextVar[bool] = ContextVar("left_out", default=False)
 
+# What `update` gives for the weights in place of updates, for :func:`optax_introspect.check_order`.
+updates_given: ContextVar[Callable[[Arrays], Arrays] | None] = ContextVar("updates_given", default=None)
+
 
 class IntrospectState(NamedTuple):
     """State of :func:`introspect`.
@@ -189,7 +192,10 @@ def introspect(
         own_updates = [u for u, here in zip(all_updates, forecast_here, strict=True) if here]
 
         buffers = [jax.tree.leaves(tree) for tree in state.snapshots]
-        own_updates, buffers, outcome = advance(own_updates, buffers, kept, state.introspect_step)
+        if (give := updates_given.get()) is not None:
+            own_updates, outcome = give(kept), _NO_JUMP
+        else:
+            own_updates, buffers, outcome = advance(own_updates, buffers, kept, state.introspect_step)
 
         chosen = iter(own_updates)
         all_updates = [next(chosen) if here else u for u, here in zip(all_updates, forecast_here, strict=True)]

@@ -36,7 +36,7 @@ def test_every_public_name_is_documented_with_an_example(name):
 def test_imports_run_one_way():
     order = [
         *("arguments", "files", "snapshots", "plan", "network", "forecast", "checkpoint", "transform", "cost"),
-        *("layout", "missing", "slots", "reschedule", "recalibrate"),
+        *("order", "layout", "missing", "slots", "reschedule", "recalibrate"),
         *("history_files", "history_arrays", "history", "sampling", "fit", "statistics", "__init__"),
     ]
     for path in (ROOT / "optax_introspect").glob("*.py"):

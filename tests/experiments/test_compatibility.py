@@ -1,4 +1,4 @@
-"""The two ends of what the metadata allows; the gate runs all tests at both."""
+"""The two ends of what the metadata allows; the gate tests what is shipped at both."""
 
 import re
 import subprocess
@@ -172,3 +172,33 @@ class TestRunningTests:
     def test_an_environment_that_cannot_be_made(self, tmp_path):
         with pytest.raises(ValueError, match=r"(?s)/false -m venv --clear .* failed: "):
             module.environment(tmp_path / "end", "/bin/false", oldest=True)
+
+
+class TestPage:
+    def rows(self):
+        lines = re.findall(r"^\| (?:releases|oldest|newest) \|.*$", module.PAGE.read_text(), re.M)
+        head, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        return [dict(zip(head, row, strict=True)) for row in rows]
+
+    def test_the_oldest_releases_are_those_of_the_metadata(self):
+        oldest, newest = self.rows()
+        for name, bound in module.lower_bounds().items():
+            have = [int(number) for number in oldest[name].split(".")]
+            want = [int(number) for number in bound.split(".")]
+            assert have == want + [0] * (len(have) - len(want)), name
+            assert [int(number) for number in newest[name].split(".")] >= have
+        ends = module.python_ends()
+        assert {row["releases"]: ".".join(row["Python"].split(".")[:2]) for row in (oldest, newest)} == ends
+
+    def test_all_tests_passed(self):
+        rows = self.rows()
+        assert len(rows) == 2
+        for row in rows:
+            assert int(row["passed"]) > 100
+            assert row["failed"] == "0"
+
+    def test_the_gate_runs_at_both_ends(self):
+        gate = (ROOT / ".ci" / "run").read_text()
+        assert "from experiments.compatibility import constraints" in gate
+        prepared = re.findall(r"^prepare (\S+) (\S+) ", gate, re.M)
+        assert {end: version for version, end in prepared} == module.python_ends()
