@@ -4,6 +4,17 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from experiments.networks import NETWORKS
+from tests.experiments.imagenet import tiny
+
+
+@pytest.fixture(scope="package", autouse=True)
+def tiny_network():
+    """Adds `Tiny` to the networks, for the tests of this package alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "Tiny", tiny.Tiny)
+        yield
+
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory):

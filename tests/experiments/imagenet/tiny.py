@@ -10,7 +10,6 @@ from experiments.imagenet.optimizers import optimizer
 from experiments.imagenet.options import resolve
 from experiments.imagenet.records import Arm, ImageNetTraining, Rate, Sgd
 from experiments.imagenet.steps import Programs
-from experiments.networks import NETWORKS
 
 CLASSES, SIZE, EXAMPLES = 10, 8, 80
 RATE = Rate(0.02, 0.5, 10, "steps")
@@ -98,6 +97,3 @@ def programs(mesh, chosen, **changes) -> Programs:
     forecaster = chosen.forecaster(Path())
     tx = optimizer(chosen.record.optimizer, 10, chosen.arm.jump_steps, forecaster)
     return Programs(chosen.record.network, CLASSES, SIZE, tx, mesh, seed=chosen.seed, **changes)
-
-
-NETWORKS["Tiny"] = Tiny

@@ -18,6 +18,7 @@ from experiments.imagenet.feed import on_mesh
 from experiments.imagenet.mesh import device_mesh
 from experiments.imagenet.train import fit
 from experiments.imagenet.wishes import Wishes
+from experiments.networks import NETWORKS
 from tests.experiments.imagenet import tiny
 from tests.experiments.imagenet.several import losses
 
@@ -64,6 +65,7 @@ def described(state):
 
 
 def main(workdir):
+    NETWORKS["Tiny"] = tiny.Tiny
     absl.logging.set_verbosity(absl.logging.ERROR)
     assert jax.device_count() == 8
     mesh.SMALLEST_SHARED = 512

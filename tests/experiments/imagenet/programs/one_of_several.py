@@ -14,6 +14,7 @@ import jax
 from experiments.imagenet import processes
 from experiments.imagenet.mesh import device_mesh
 from experiments.imagenet.train import fit
+from experiments.networks import NETWORKS
 from tests.experiments.imagenet import tiny
 
 
@@ -28,6 +29,7 @@ def held(batches, step, hold_at, go):
 
 
 def main(workdir, steps, hold_at):
+    NETWORKS["Tiny"] = tiny.Tiny
     absl.logging.set_verbosity(absl.logging.FATAL)
     processes.initialise()
     feed = tiny.feed(process=jax.process_index(), processes=jax.process_count())
