@@ -9,6 +9,7 @@ import jax
 import optax
 
 from .plan import Plan
+from .snapshots import HOST_MEMORY
 from .transform import Initialised, left_out, on_init
 
 
@@ -70,7 +71,8 @@ def cost(tx: optax.GradientTransformation, params: Any, loss: Callable[[Any], ja
 
     Args:
       tx: an optimizer with `introspect` in it, however deep.
-      params: the parameters, or their shapes (as from `jax.eval_shape`). Shardings are kept.
+      params: the parameters, or their shapes (as from `jax.eval_shape`). Shardings are kept, also of
+        arrays of the state that are named and shaped as a parameter.
       loss: a function from `params` to a scalar, for the temporaries of a step with its gradient; without it,
         gradients are arguments of the step.
 
@@ -101,18 +103,12 @@ def cost(tx: optax.GradientTransformation, params: Any, loss: Callable[[Any], ja
         arrays = jax.tree.leaves(made.state.snapshots)
         met.append((made.plan, sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)))
 
-    token = on_init.set(note)
-    try:
-        state = jax.eval_shape(lambda p: tx.init(p), shapes)  # a function of its own, lest JAX remember it
-    finally:
-        on_init.reset(token)
+    with on_init(note):
+        state = _state_of(tx, shapes)
     if not met:
         raise ValueError("there is no introspect in tx, so that there is nothing to tell")
-    token_left_out = left_out.set(True)
-    try:
+    with left_out(True):
         without = _compiled(tx, shapes, state, loss)
-    finally:
-        left_out.reset(token_left_out)
     return Cost(
         plans=tuple(plan for plan, _ in met),
         params_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)),
@@ -125,6 +121,28 @@ def cost(tx: optax.GradientTransformation, params: Any, loss: Callable[[Any], ja
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     shape = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=getattr(leaf, "sharding", None))
+
+
+def _state_of(tx: optax.GradientTransformation, params: Any) -> Any:
+    """Returns the shapes of a new state, each with the sharding that it has in a training, and in its memory."""
+    traced = jax.jit(lambda p: tx.init(p)).trace(params)
+    named = [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree.leaves_with_path(params)]
+
+    def placed(path: Any, leaf: jax.ShapeDtypeStruct, aval: Any) -> jax.ShapeDtypeStruct:
+        # Transformations keep what belongs to a parameter in trees of the structure of the parameters.
+        own = jax.tree_util.keystr(path)
+        like = [each for name, each in named if own.endswith(name) and each.shape == leaf.shape]
+        sharding = like[0].sharding if like else None
+        if aval.memory_space == jax.memory.Space.Host:
+            if sharding is None or isinstance(sharding, jax.sharding.SingleDeviceSharding):
+                mesh = jax.make_mesh((1,), ("device",), devices=jax.local_devices()[:1])
+                sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            sharding = sharding.with_memory_kind(HOST_MEMORY)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    leaves, treedef = jax.tree.flatten_with_path(traced.out_info)
+    pairs = zip(leaves, traced.jaxpr.out_avals, strict=True)
+    return jax.tree.unflatten(treedef, [placed(path, leaf, aval) for (path, leaf), aval in pairs])
 
 
 def _compiled(

@@ -142,7 +142,7 @@ def fit(
     run_block = _block_function(graphdef, tx, LOSSES[loss])
     batches = _batches(train, scale, batch_size, seed)
     settings = {
-        "hidden": list(hidden),
+        "hidden": list(network.hidden),
         "activation": activation,
         "use_bias": use_bias,
         "relative": relative,

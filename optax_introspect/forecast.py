@@ -241,6 +241,10 @@ def polynomial(degree: int, jump_ratio: float, *, points: Sequence[float] = PAPE
     jump_ratio = arguments.number("jump_ratio", jump_ratio)
     powers = np.vander(points, degree + 1, increasing=True)
     coefficients = jump_ratio ** np.arange(degree + 1) @ np.linalg.pinv(powers)
+    if not np.all(np.abs(coefficients) < np.finfo(np.float32).max):
+        raise ValueError(
+            f"jump_ratio must be one with which float32 can extrapolate by degree {degree}; got {jump_ratio!r}"
+        )
     return Polynomial(degree, jump_ratio, points, coefficients)
 
 
@@ -339,7 +343,9 @@ def checked_forecaster(candidate: ForecasterT) -> ForecasterT:
     try:
         output = jax.eval_shape(lambda *w: candidate(*w, key=jax.random.key(0)), *arrays)
     except TypeError as error:
-        raise ValueError(f"the forecaster cannot be called with {len(points)} arrays, its points {points}") from error
+        raise ValueError(
+            f"the forecaster cannot be called with {len(points)} arrays, its points {points}: {error}"
+        ) from error
     if getattr(output, "shape", None) != shape:
         raise ValueError(f"a forecast must have the shape of the weights; for {shape} the forecaster gave {output}")
     return candidate

@@ -106,15 +106,16 @@ def described(leaf: Any) -> str:
 def _initialised(tx: optax.GradientTransformation, params: Any) -> tuple[Any, list[Initialised]]:
     """Returns a new state, and what each `introspect` in it has made, in the order of the tree."""
     told: list[Initialised] = []
-    token = on_init.set(told.append)
-    try:
+    with on_init(told.append):
         state = tx.init(params)
-    finally:
-        on_init.reset(token)
     by_counter = {id(each.state.introspect_step): each for each in told}
     nodes = [node for node in jax.tree.leaves(state, is_leaf=_is_introspect) if _is_introspect(node)]
     if any(id(node.introspect_step) not in by_counter for node in nodes):
-        raise ValueError("a transformation around introspect changes its state at init, which reschedule cannot follow")
+        raise ValueError(
+            "the init of a transformation around introspect is compiled or changes its state, which reschedule cannot "
+            "follow"
+        )
+    told.clear()  # JAX remembers what it has called in this context, and all that hangs from it
     return state, [by_counter[id(node.introspect_step)] for node in nodes]
 
 

@@ -90,16 +90,14 @@ class IntrospectionNetwork(nnx.Sequential):
         for name, value in {"use_bias": use_bias, "relative": relative}.items():
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be True or False; got {value!r}")
-        num_inputs = arguments.integer("num_points", num_points)
+        num_points = arguments.integer("num_points", num_points)
+        hidden = tuple(arguments.integer("units of a hidden layer", units) for units in hidden)
+        num_inputs = num_points
         if relative:
             num_inputs -= 1
             if not num_inputs:
                 raise ValueError("a relative network needs a second point to differ from the first; got num_points=1")
-        widths = [
-            num_inputs,
-            *(arguments.integer("units of a hidden layer", units) for units in hidden),
-            1,
-        ]
+        widths = [num_inputs, *hidden, 1]
         layers: list[Any] = []
         for inputs, outputs in itertools.pairwise(widths):
             # A forecast moves every weight of a network: it is not the place to save multiplications.
@@ -107,7 +105,7 @@ class IntrospectionNetwork(nnx.Sequential):
             layers += [ACTIVATIONS[activation]]
         super().__init__(*layers[:-1])
         self.num_points = num_points
-        self.hidden = tuple(hidden)
+        self.hidden = hidden
         self.activation = activation
         self.use_bias = use_bias
         self.relative = relative

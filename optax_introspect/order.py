@@ -1,5 +1,6 @@
 """Whether an optimizer lets forecasts through: `introspect` stands where nothing changes its updates any more."""
 
+from collections import Counter
 from typing import Any
 
 import jax
@@ -8,8 +9,8 @@ import optax
 
 from .transform import Arrays, updates_given
 
-# The marks are 64, 65, ... 127, and every other time twice as much: numbers that every floating dtype of 16 bits has,
-# large enough to be clipped, and positive, for weights that are kept so.
+# The marks are 64, 65, ... 127, again and again, and every other time twice as much: numbers that every floating dtype
+# of 16 bits has, large enough to be clipped, and positive, for weights that are kept so.
 _FIRST, _MANY = 64, 64
 
 # How often to ask an optimizer that gives nothing but zeros, as with gradients that are accumulated.
@@ -21,15 +22,16 @@ def check_order(tx: optax.GradientTransformation, params: Any, **extra_args: Any
 
     Runs a few updates in which every `introspect` in the optimizer gives marked numbers in place of its updates, and
     looks for them in what comes out. What changes updates only later in the training, such as a schedule that starts
-    with 1, is not seen.
+    with 1, is not seen. Parameters and the state of the optimizer are allocated once.
 
     Args:
       tx: an optimizer with `introspect` in it, however deep.
-      params: the parameters, or their shapes (as from `jax.eval_shape`).
+      params: the parameters, or their shapes (as from `jax.eval_shape`), with shardings.
       **extra_args: what `update` needs besides, such as `value`.
 
     Raises:
-      ValueError: there is no `introspect` in `tx`, or what it gives is changed by what comes after it.
+      ValueError: what an `introspect` gives is changed by what comes after it; `tx` has none that forecasts any of
+        these parameters; `tx` gives out nothing but zeros for 64 updates, so that there is nothing to see.
 
     Examples:
       >>> import jax.numpy as jnp, optax, optax_introspect
@@ -40,41 +42,61 @@ def check_order(tx: optax.GradientTransformation, params: Any, **extra_args: Any
         ...
       ValueError: introspect does not stand last: what comes after it changes 1 of the 1 arrays of updates that it gives
     """
-    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), params)
+    ones = jax.tree.map(_ones, params)
     state = tx.init(ones)
     rounds = 0
     for call in range(_MOST_CALLS):
         marks, updates, state = _marked_update(tx, ones, state, 1 + call % 2, extra_args)
         if not marks:
-            raise ValueError("there is no introspect in tx, so that there is nothing to check")
+            raise ValueError("there is no introspect in tx that forecasts any of these params")
         leaves = [leaf for leaf in jax.tree.leaves(updates) if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size]
         if not any(bool(jnp.any(leaf != 0)) for leaf in leaves):
             continue  # nothing is given out in this call
-        changed = sum(not any(bool(jnp.all(leaf == mark)) for leaf in leaves) for mark in marks)
+        found = {mark: sum(bool(jnp.all(leaf == mark)) for leaf in leaves) for mark in marks}
+        changed = sum(max(0, count - found[mark]) for mark, count in marks.items())
         if changed:
             raise ValueError(
-                f"introspect does not stand last: what comes after it changes {changed} of the {len(marks)} arrays of "
-                "updates that it gives"
+                f"introspect does not stand last: what comes after it changes {changed} of the {marks.total()} arrays "
+                "of updates that it gives"
             )
         # Twice, since an average of updates lets the first one through.
         rounds += 1
         if rounds == 2:
             return
+    raise ValueError(
+        f"the order cannot be checked, since tx gives out nothing but zeros in {_MOST_CALLS - rounds} of "
+        f"{_MOST_CALLS} updates; check the optimizer that is wrapped in it"
+    )
+
+
+def _ones(leaf: Any) -> jax.Array:
+    return jnp.ones(jnp.shape(leaf), jnp.result_type(leaf), device=getattr(leaf, "sharding", None))
 
 
 def _marked_update(
     tx: optax.GradientTransformation, params: Any, state: Any, factor: int, extra_args: Any
-) -> tuple[set[int], Any, Any]:
-    marks: set[int] = set()
+) -> tuple[Counter[int], Any, Any]:
+    """Makes one update; returns how often each mark was given, the updates, and the state."""
+    firsts: dict[Any, int] = {}  # the number of the first array of each introspect
+    counts: dict[Any, int] = {}
+    given: Arrays = []
 
-    def mark(weights: Arrays) -> Arrays:
-        numbers = [factor * (_FIRST + i % _MANY) for i in range(len(weights))]
-        marks.update(numbers)
-        return [jnp.full_like(weight, number) for weight, number in zip(weights, numbers, strict=True)]
+    def mark(updates: Arrays, weights: Arrays, introspect: Any) -> Arrays:
+        first = firsts.setdefault(introspect, sum(counts.values()))  # it may be traced more than once
+        marked = list(updates)
+        number = first
+        for i, (update, weight) in enumerate(zip(updates, weights, strict=True)):
+            # What an introspect before this one has marked stays, as a jump of that one does.
+            if update is None or not weight.size or any(update is array for array in given):
+                continue
+            marked[i] = jnp.full_like(weight, factor * (_FIRST + number % _MANY))
+            given.append(marked[i])
+            number += 1
+        counts[introspect] = number - first
+        return marked
 
-    token = updates_given.set(mark)
-    try:
+    with updates_given(mark):
         updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params, **extra_args)
-    finally:
-        updates_given.reset(token)
-    return marks, updates, state
+    given.clear()  # JAX remembers what it has called in this context, and all that hangs from it
+    numbers = [firsts[each] + i for each, count in counts.items() for i in range(count)]
+    return Counter(factor * (_FIRST + number % _MANY) for number in numbers), updates, state

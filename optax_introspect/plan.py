@@ -176,7 +176,8 @@ def plan(jump_steps: Sequence[int], points: Sequence[float] = PAPER_POINTS) -> P
       sections 3 and 4.
     """
     steps = _checked_jump_steps(jump_steps)
-    fractions = [Fraction(str(point)) for point in checked_points(points)]
+    points = checked_points(points)
+    fractions = [Fraction(str(point)) for point in points]
     sources = {t: tuple(nearest_step(fraction, t) for fraction in fractions) for t in steps}
     for t, at in sources.items():
         for i in range(1, len(at)):
@@ -205,7 +206,7 @@ def plan(jump_steps: Sequence[int], points: Sequence[float] = PAPER_POINTS) -> P
         slots |= dict.fromkeys(sharing.values(), num_slots - 1)
 
     return Plan(
-        points=tuple(float(point) for point in points),
+        points=points,
         captures=tuple(Capture(step, slots[step], end) for step, end in lifetimes),
         jumps=tuple(Jump(t, at, tuple(slots[step] for step in at[1:])) for t, at in sources.items()),
         num_slots=num_slots,

@@ -56,7 +56,9 @@ def forecast_leaves(params: Any, mask: Any) -> list[bool]:
       ValueError: a mask of another structure, or with other leaves.
     """
     leaves = jax.tree.leaves(params)
-    chosen = mask(params) if callable(mask) else True if mask is None else mask
+    # A module of booleans may be callable, too; as in Optax, a function is what has callable leaves only.
+    functions = [callable(leaf) for leaf in jax.tree.leaves(mask)]
+    chosen = True if mask is None else mask(params) if functions and all(functions) else mask
     allowed = "mask must be a tree of booleans with the structure of params, or with a boolean in place of a subtree"
     try:
         flags = jax.tree.leaves(jax.tree.broadcast(chosen, params))

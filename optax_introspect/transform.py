@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
@@ -32,11 +31,14 @@ from .snapshots import (
 Arrays = list[jax.Array]
 
 
-# Whether `update` leaves everything as it is, which `cost` compares with.
-left_out: ContextVar[bool] = ContextVar("left_out", default=False)
+# The three contexts below are JAX's, which traces what was compiled outside of them anew.
 
-# What `update` gives for the weights in place of updates, for :func:`optax_introspect.check_order`.
-updates_given: ContextVar[Callable[[Arrays], Arrays] | None] = ContextVar("updates_given", default=None)
+# Whether `update` leaves everything as it is, which `cost` compares with.
+left_out = jax.make_user_context(False)
+
+# What gives updates in place of those that `update` is called with, for `check_order`: a function of them, of the
+# weights, and of something that tells one `introspect` of an optimizer from another.
+updates_given = jax.make_user_context(None)
 
 
 class IntrospectState(NamedTuple):
@@ -74,7 +76,7 @@ class Initialised(NamedTuple):
 
 
 # Told by every `init` what it has made: nobody else can tell which transformations a chain is made of.
-on_init: ContextVar[Callable[[Initialised], object] | None] = ContextVar("on_init", default=None)
+on_init = jax.make_user_context(None)
 
 
 def introspect(
@@ -97,7 +99,7 @@ def introspect(
       \end{cases}
 
     The transformations before it see every gradient, also that of a jump step. What it costs in memory can be asked
-    beforehand of :func:`optax_introspect.plan`; between jumps it costs no time.
+    beforehand of :func:`optax_introspect.plan`; a step between jumps reads one slot, and has more arrays to hand over.
 
     Floating leaves are forecast in float32 and complex ones as two reals; all others are left alone.
 
@@ -168,7 +170,7 @@ def introspect(
             jumps_taken=jnp.zeros([], jnp.int32),
             jumps_refused=jnp.zeros([], jnp.int32),
         )
-        if (tell := on_init.get()) is not None:
+        if (tell := on_init.value) is not None:
             tell(Initialised(schedule, params, slots_on_host, state))
         return state
 
@@ -176,7 +178,7 @@ def introspect(
         updates: optax.Updates, state: IntrospectState, params: optax.Params | None = None, **extra_args: Any
     ) -> tuple[optax.Updates, IntrospectState]:
         del extra_args
-        if left_out.get():
+        if left_out.value:
             return updates, state
         if params is None:
             raise ValueError("introspect forecasts the weights, and so needs them: call update(updates, state, params)")
@@ -186,14 +188,14 @@ def introspect(
         forecast_here = forecast_leaves(params, mask)
         masked = [leaf if here else optax.MaskedNode() for leaf, here in zip(leaves, forecast_here, strict=True)]
         kept, kept_treedef = jax.tree.flatten(treedef.unflatten(masked))
-        _check_same_tree(treedef.unflatten(masked), state.snapshots[-1])
+        _check_same_tree(treedef.unflatten(masked), state.snapshots[-1], snapshot_dtype)
         # An update may be None, or of dtype float0, where its parameter is not trained.
         all_updates = treedef.flatten_up_to(updates)
         own_updates = [u for u, here in zip(all_updates, forecast_here, strict=True) if here]
 
         buffers = [jax.tree.leaves(tree) for tree in state.snapshots]
-        if (give := updates_given.get()) is not None:
-            own_updates, outcome = give(kept), _NO_JUMP
+        if (give := updates_given.value) is not None:
+            own_updates, outcome = give(own_updates, kept, (advance, kept_treedef)), _NO_JUMP
         else:
             own_updates, buffers, outcome = advance(own_updates, buffers, kept, state.introspect_step)
 
@@ -364,7 +366,7 @@ def _real_parts(array: jax.Array) -> Arrays:
     return [array.real, array.imag] if jnp.iscomplexobj(array) else [array]
 
 
-def _check_same_tree(params: optax.Params, snapshot: optax.Params) -> None:
+def _check_same_tree(params: optax.Params, snapshot: optax.Params, snapshot_dtype: Any) -> None:
     """Raises a ValueError if the parameters are not those that the state was made for."""
 
     def describe(tree: optax.Params) -> dict[str, tuple[int, ...]]:
@@ -376,4 +378,12 @@ def _check_same_tree(params: optax.Params, snapshot: optax.Params) -> None:
             raise ValueError(
                 f"params differ from those that introspect was initialised with: leaf {name or 'at the root'} has "
                 f"shape {given.get(name, 'none (missing)')}, at init it had {expected.get(name, 'none (missing)')}"
+            )
+    # In a dtype of other weights, a snapshot would be taken for a difference to `w_0`, or the other way round.
+    for (path, weight), kept in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(snapshot), strict=True):
+        name, dtype = jax.tree_util.keystr(path), dtype_of_snapshot(jnp.result_type(weight), snapshot_dtype)
+        if kept.dtype != dtype:
+            raise ValueError(
+                f"params differ from those that introspect was initialised with: snapshots of leaf "
+                f"{name or 'at the root'} would be {jnp.dtype(dtype)}, in the state they are {kept.dtype}"
             )

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +70,45 @@ def test_nothing_is_allocated_and_nothing_stays_switched_off():
         updates, state = tx.update(jnp.zeros(3), state, weights)
         weights = optax.apply_updates(weights, updates)
     np.testing.assert_array_equal(weights, [2, 2, 2])
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["chain", "masked"])
+def test_snapshots_in_the_memory_of_the_host(wrapped):
+    tx = optax.chain(optax.adam(1e-3), introspect(STEPS, LINEAR, memory_kind="pinned_host"))
+    tx = optax.masked(tx, {"w": True, "b": True}) if wrapped else tx
+    floating = {name: leaf for name, leaf in params().items() if name != "n"}
+    found, beside = (cost(each, floating) for each in (tx, optax.chain(optax.adam(1e-3), introspect(STEPS, LINEAR))))
+    assert found.snapshot_bytes == beside.snapshot_bytes
+    assert found.with_jumps.temporary_bytes < found.params_bytes
+
+
+def test_a_step_that_is_compiled_already():
+    chain = optax.chain(optax.sgd(1.0), introspect((2,), optax_introspect.forecaster(lambda now: 2 * now, (1.0,))))
+    tx = optax.GradientTransformation(jax.jit(chain.init), jax.jit(chain.update))
+    weights = jnp.ones(3)
+    assert cost(tx, weights).snapshot_bytes == cost(chain, weights).snapshot_bytes
+    state = tx.init(weights)
+    for _ in range(3):
+        updates, state = tx.update(jnp.zeros(3), state, weights)
+        weights = optax.apply_updates(weights, updates)
+    np.testing.assert_array_equal(weights, [2, 2, 2])
+
+
+def test_state_is_sharded_as_the_parameters_are():
+    code = """if True:
+        import jax, jax.numpy as jnp, optax
+        from optax_introspect import cost, introspect, polynomial
+
+        sharding = jax.sharding.NamedSharding(jax.make_mesh((4,), ("x",)), jax.sharding.PartitionSpec("x"))
+        weights = {"w": jax.ShapeDtypeStruct((1024,), jnp.float32, sharding=sharding)}
+        for memory in (None, "pinned_host"):
+            jumps = introspect((10,), polynomial(1, 1.3), memory_kind=memory)
+            found = cost(optax.masked(optax.chain(optax.adam(1e-3), jumps), {"w": True}), weights)
+            assert 4 * 1024 <= found.without_jumps.argument_bytes < 8 * 1024, found
+    """
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_the_table():

@@ -826,6 +826,12 @@ class TestPolynomial:
         with pytest.raises(ValueError, match=f"jump_ratio must be a positive number; got {ratio!r}"):
             polynomial(1, ratio)
 
+    def test_a_jump_ratio_that_overflows(self):
+        message = r"jump_ratio must be one with which float32 can extrapolate by degree 3; got 1e\+30"
+        with pytest.raises(ValueError, match=message):
+            polynomial(3, 1e30)
+        polynomial(1, 1e30)
+
     @pytest.mark.parametrize("points", [(), (0.7, 0.4), (1, 0.4, 0.7), (1, -0.1), "ab", (1, math.nan)])
     def test_bad_points(self, points):
         with pytest.raises(ValueError, match="decreasing fractions of a jump step") as error:
@@ -946,7 +952,8 @@ class TestCheckedForecaster:
             def __call__(self, now, before):
                 return now
 
-        with pytest.raises(ValueError, match="cannot be called with 2 arrays"):
+        message = r"cannot be called with 2 arrays, its points \(1\.0, 0\.\d+\): .* unexpected keyword argument 'key'"
+        with pytest.raises(ValueError, match=message):
             checked_forecaster(Keyless())
 
     def test_bad_points(self):

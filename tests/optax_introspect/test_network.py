@@ -92,6 +92,10 @@ class TestIntrospectionNetwork:
         network.layers[0].kernel[...] = jnp.ones((1, 1))
         np.testing.assert_array_equal(network(jnp.full(1, -3.0)), [-3.0])
 
+    def test_numbers_of_numpy_become_those_of_python(self):
+        network = IntrospectionNetwork(np.int64(4), (np.int64(8),), rngs=nnx.Rngs(0))
+        assert [type(number) for number in (network.num_points, *network.hidden)] == [int, int]
+
     def test_identity_is_linear(self):
         network = IntrospectionNetwork(activation="identity", rngs=nnx.Rngs(0))
         x = jax.random.normal(jax.random.key(0), (16, 4))

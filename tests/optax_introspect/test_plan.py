@@ -158,6 +158,9 @@ class TestNearestStep:
         assert plan((15,), points) == plan((15,), (1.0, 0.7))
         assert all(type(point) is float for point in plan((15,), points).points)
 
+    def test_points_that_can_be_gone_through_once(self):
+        assert plan((15,), iter((1.0, 0.7))) == plan((15,), (1.0, 0.7))
+
 
 class TestSlots:
     @hypothesis.given(schedules())

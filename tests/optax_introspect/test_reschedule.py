@@ -374,7 +374,7 @@ class TestNested:
         copying = optax.GradientTransformation(
             lambda p: jax.tree.map(lambda leaf: leaf + 0, inner.init(p)), inner.update
         )
-        with pytest.raises(ValueError, match="a transformation around introspect changes its state at init"):
+        with pytest.raises(ValueError, match="the init of a transformation around introspect is compiled or changes"):
             reschedule(copying.init(REAL), REAL, old=copying, new=inner)
 
 

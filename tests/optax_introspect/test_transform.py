@@ -1,8 +1,10 @@
 import collections
+import dataclasses
 import functools
 import itertools
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import flax.linen as nn
 import hypothesis
@@ -541,6 +543,17 @@ class TestTrees:
         for update in (tx.update, jax.jit(tx.update)):
             with pytest.raises(ValueError, match=f"differ from those that introspect was initialised with: {message}"):
                 update(params, state, params)
+
+    @pytest.mark.parametrize("snapshot_dtype", [None, jnp.float16])
+    def test_params_of_another_dtype_than_at_init(self, snapshot_dtype):
+        tx = introspect((3,), TWO_POINT, snapshot_dtype=snapshot_dtype)
+        kept = {"w": jnp.ones(3, jnp.bfloat16)}
+        state = optax.chain(introspect((3,), TWO_POINT)).init(kept)[0]
+        params = {"w": jnp.ones(3)}
+        would_be = "float16" if snapshot_dtype else "float32"
+        message = rf"snapshots of leaf \['w'\] would be {would_be}, in the state they are bfloat16"
+        with pytest.raises(ValueError, match=f"differ from those that introspect was initialised with: {message}"):
+            tx.update(params, state, params)
 
     @pytest.mark.parametrize(
         "params",
@@ -1213,6 +1226,19 @@ MASKS = {
 
 
 class TestMask:
+    def test_a_module_of_booleans_that_can_be_called(self):
+        @jax.tree_util.register_dataclass
+        @dataclasses.dataclass
+        class Model:
+            w: Any
+            b: Any
+
+            def __call__(self, x):
+                return x @ self.w + self.b
+
+        params = Model(jnp.ones((2, 2)), jnp.ones(2))
+        assert plan((10,)).nbytes(params, mask=Model(False, True)) == 3 * 2 * 4
+
     @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
     def test_others_are_trained_as_ever_and_no_snapshots_are_kept(self, mask):
         params = {
