@@ -32,7 +32,7 @@ from .records import Training
 from .runner import Context, StoppedError, training_units
 from .table import EXPERIMENTS, Experiment
 
-WORKDIR = Path("runs/experiments")
+WORKDIR = Path("results/runs")  # where the runs of the report are
 # Histories and the states that arms branch from.
 NEEDED_BYTES = 2_000_000_000
 

@@ -19,7 +19,7 @@ from .plan import PAPER_POINTS, checked_points
 
 # The units of a network are written out one by one for the largest arrays of a tree, and for all so large that the
 # time to compile is made up for by the first jump: 3 ns a weight, and 0.15 s to compile an array. All others are
-# evaluated in the broadcast form: about 100 ns a weight, and 0.02 s to compile (two CPU cores).
+# evaluated in the broadcast form: about 130 ns a weight, and 0.02 s to compile (two CPU cores).
 _WRITTEN_OUT_FROM = 1 << 16
 _MOST_WRITTEN_OUT = 24
 _WORTH_IT_FROM = 1 << 20

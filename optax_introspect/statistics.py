@@ -27,7 +27,8 @@ def weight_change(history: WeightHistory) -> WeightChange:
       d = w_{\mathrm{end}} - w_0, \qquad s = \sqrt{\frac{1}{|T|} \sum_{t \in T} (w_t - w_0)^2}
 
     Args:
-      history: the weights at the recorded steps `T`; one step at a time is held in memory.
+      history: the weights at the recorded steps `T`; two float64 arrays of their size and one step are
+        held in memory.
 
     Returns:
       Both measures for every weight.
