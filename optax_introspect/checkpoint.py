@@ -39,8 +39,9 @@ def pretrained(name: str = DEFAULT) -> Introspection:
     """Returns a predictor that is shipped with the package.
 
     Args:
-      name: `"mnist-n0"` (the default: 4-40-1 with ReLU, fitted for `2t`), `"mnist-n0-linear"` (without ReLU) or
-        `"mnist-n0-k2.2"` (fitted for `2.2t`). Each has a model card in its folder under `checkpoints/`.
+      name: `"mnist-n0"` (the default: 4-40-1 with ReLU, fitted for `2t`), `"mnist-n0-linear"` (without ReLU),
+        `"mnist-n0-k2.2"` (fitted for `2.2t`) or `"mnist-n0-equivariant"` (shift- and scale-equivariant). Each has a
+        model card in its folder under `checkpoints/`.
 
     Returns:
       A forecaster.

@@ -44,14 +44,12 @@ def _gains(results: Results, rows: Mapping[str, Row]) -> dict[str, Paired]:
 
 
 def _by_sign(where: str, gains: dict[str, Paired]) -> str:
-    by_sign = {
-        s: [f"{title} ({interval(d)}{both_seeds(d)})" for title, d in gains.items() if sign(d) == s] for s in (1, 0, -1)
-    }
-    parts = [
-        f"{how} in {listed(by_sign[s])}"
-        for s, how in ((1, "raise it clearly"), (0, "make no clear difference"), (-1, "lower it clearly"))
-        if by_sign[s]
-    ]
+    told: dict[str, list[str]] = {}
+    for title, d in sorted(gains.items(), key=lambda item: -sign(item[1])):
+        surely = "in both seeds" if d.n == 2 else "clearly"
+        how = {1: f"raise it {surely}", 0: "make no clear difference", -1: f"lower it {surely}"}[sign(d)]
+        told.setdefault(how, []).append(f"{title} ({interval(d)})")
+    parts = [f"{how} in {listed(rows)}" for how, rows in told.items()]
     if not parts:
         return ""
     return f"{where}, in {_POINTS}: the network's jumps {'; they '.join(parts)}."
@@ -81,12 +79,12 @@ def _budgets(results: Results) -> list[str]:
 
 def _two_points(results: Results) -> str:
     found = {name: results.compare(name, row.two_point, row.main).gain for name, row in ROWS.items() if row.two_point}
-    by_sign = {s: [ROWS[name].title for name, d in found.items() if d.n > 1 and sign(d) == s] for s in (1, 0, -1)}
-    parts = [
-        f"{how} in {listed(by_sign[s])}"
-        for s, how in ((1, "better"), (0, "not distinguishable"), (-1, "worse"))
-        if by_sign[s]
-    ]
+    told: dict[str, list[str]] = {}
+    for name, d in sorted(found.items(), key=lambda item: -sign(item[1])):
+        if d.n > 1:
+            how = {1: "better", 0: "not distinguishable", -1: "worse"}[sign(d)]
+            told.setdefault(how, []).append(f"{ROWS[name].title} ({interval(d)}{both_seeds(d)})")
+    parts = [f"{how} in {listed(rows)}" for how, rows in told.items()]
     if not parts:
         return ""
     return f"Extrapolation through two points (1.3), which needs no network, is {'; '.join(parts)}, compared with it."
@@ -107,7 +105,9 @@ def _conclusion(gains: dict[str, Paired], tuned: dict[str, Paired]) -> str:
             f"**So tune the learning rate first; then jumps still pay with {listed(still)}, and there is no clear "
             f"gain with {listed(others)}.**"
         )
+    lost = [title for title, d in gains.items() if sign(d) < 0]
+    warning = f" Even then compare with a run without them: {listed(lost)} ended below it." if lost else ""
     return (
         "**So use jumps where the learning rate is given and cannot be tuned; where it can, tune it or let it decay "
-        "instead: then there is no clear gain.**"
+        f"instead: then there is no clear gain.{warning}**"
     )

@@ -22,6 +22,7 @@ NAMES = {
     "mnist-n0": ("relu", 2.0),
     "mnist-n0-linear": ("identity", 2.0),
     "mnist-n0-k2.2": ("relu", 2.2),
+    "mnist-n0-equivariant": ("relu", 2.0),
 }
 SETTINGS = {"seed": 3, "steps": 60, "record_every": 2, "num_examples": 2000, "fit_steps": 200}
 
@@ -100,7 +101,7 @@ def test_the_history_is_that_of_n0(finished):
     assert all(0 < move < 1e-3 for move in moves)  # Adam moves no weight by much more than its rate, 1e-4
 
 
-def test_three_predictors_are_written(finished):
+def test_four_predictors_are_written(finished):
     assert {path.name for path in (finished / "checkpoints").iterdir()} == set(NAMES)
     assert set(NAMES) == set(module.PREDICTORS)
     networks = []
@@ -108,6 +109,7 @@ def test_three_predictors_are_written(finished):
         forecaster = load(finished, name)
         assert forecaster.network.activation == activation
         assert forecaster.network.hidden == (40,)
+        assert forecaster.network.relative is not forecaster.network.use_bias is (name != "mnist-n0-equivariant")
         assert (forecaster.points, forecaster.scale) == ((1.0, 0.7, 0.4, 0.0), 1000.0)
         networks.append(np.concatenate([np.ravel(leaf) for leaf in weights_of(forecaster)]))
         image = (finished / "checkpoints" / name / "forecasts.png").read_bytes()
@@ -118,10 +120,13 @@ def test_three_predictors_are_written(finished):
 
 
 def forecast(name, loaded, inputs):
-    """The forecast of a 4-40-1 network in float64."""
-    hidden_kernel, hidden_bias, kernel, bias = (
-        np.float64(getattr(loaded.network.layers[layer], part)[...]) for layer in (0, 2) for part in ("kernel", "bias")
-    )
+    """The forecast of a network with 40 hidden units in float64."""
+    layers = [loaded.network.layers[layer] for layer in (0, 2)]
+    hidden_kernel, kernel = (np.float64(layer.kernel[...]) for layer in layers)
+    if name == "mnist-n0-equivariant":
+        now, before = np.float64(inputs[:, :1]), np.float64(inputs[:, 1:])
+        return (now + np.maximum((before - now) @ hidden_kernel, 0) @ kernel)[:, 0]
+    hidden_bias, bias = (np.float64(layer.bias[...]) for layer in layers)
     hidden = 1000 * np.float64(inputs) @ hidden_kernel + hidden_bias
     hidden = np.maximum(hidden, 0) if NAMES[name][0] == "relu" else hidden
     return (hidden @ kernel + bias)[:, 0] / 1000
@@ -179,7 +184,7 @@ def test_the_card_has_the_numbers(finished, name):
 
 def test_nothing_written_says_where_it_was_made(finished):
     files = [path for path in (finished / "checkpoints").rglob("*") if path.is_file()]
-    assert len(files) > 3 * 6
+    assert len(files) > 4 * 6
     for path in files:
         content = path.read_bytes()
         assert str(finished.parent).encode() not in content

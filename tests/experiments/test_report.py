@@ -342,6 +342,8 @@ def test_the_advice_follows_from_the_numbers(gains, conclusion):
     by_optimizer = dict(zip(("SGD", "Adam"), map(around, gains), strict=False))
     assert conclusion in advice._conclusion({"MNIST_1": around(1)}, by_optimizer)
     assert "no case for jumps" in advice._conclusion({"MNIST_1": around(-1)}, by_optimizer)
+    lost = advice._conclusion({"MNIST_1": around(1), "MNIST_2": around(-1)}, {"SGD": around(0)})
+    assert "Even then compare with a run without them: MNIST_2 ended below it." in lost
 
 
 # CIFAR-10.

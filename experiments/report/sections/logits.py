@@ -49,7 +49,10 @@ def advice(c: Comparison) -> str:
         f"Training accuracy {interval(accuracy)} percentage points, test loss {interval(raw, 1)} %, calibrated "
         f"{interval(calibrated, 1)} %, temperature {interval(c.relative('temperature'), 1)} %."
     )
-    return f"{_conclusion(raw, calibrated)} {numbers}"
+    conclusion = _conclusion(raw, calibrated)
+    if raw.n == 2 and (sign(raw) or sign(calibrated)):
+        conclusion = f"By two seeds, which is little: {conclusion[0].lower()}{conclusion[1:]}"
+    return f"{conclusion} {numbers}"
 
 
 def _conclusion(raw: Paired, calibrated: Paired) -> str:
