@@ -110,7 +110,8 @@ class IntrospectionNetwork(nnx.Sequential):
         self.use_bias = use_bias
         self.relative = relative
 
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override, unused-ignore]  # one array, and nothing else
+    # One array, where Flax's takes whatever its layers take; the newer releases don't say what that is.
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override, unused-ignore]
         """Forecasts weights, from float32 `[..., num_points]` to `[..., 1]`."""
         layers: Callable[[jax.Array], jax.Array] = super().__call__
         if not self.relative:

@@ -48,7 +48,8 @@ def from_tfds(name: str, classes: int, shapes: list[tuple[int, ...]]) -> tuple[s
         if not (builder.data_path.exists() and builder.is_prepared()):
             return None
         splits = builder.as_data_source(["train", "test"])
-    except (ImportError, NotImplementedError):  # no TFDS, no array_record, or prepared as TFRecord
+    # TFDS is not there, nor array_record but on Linux; or it was prepared as TFRecord, which only TensorFlow reads.
+    except (ImportError, NotImplementedError):
         return None
     source = f"TFDS {name} {builder.version}"
     arrays = []
