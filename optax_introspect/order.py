@@ -42,17 +42,27 @@ def check_order(tx: optax.GradientTransformation, params: Any, **extra_args: Any
         ...
       ValueError: introspect does not stand last: what comes after it changes 1 of the 1 arrays of updates that it gives
     """
-    ones = jax.tree.map(_ones, params)
-    state = tx.init(ones)
+    params = jax.tree.map(_ones, params)
+    state = tx.init(params)
+    marks: Counter[int] = Counter()
+
+    @jax.jit  # as one program: in a context of their own, operations one by one would be compiled anew in every call
+    def update(params: Any, state: Any, factor: Any) -> tuple[Any, Any]:
+        given, updates, state = _marked_update(tx, params, state, factor, extra_args)
+        marks.clear()
+        marks.update(given)
+        leaves = [leaf for leaf in jax.tree.leaves(updates) if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size]
+        return jnp.array([_only_number(leaf) for leaf in leaves]), state
+
     rounds = 0
     for call in range(_MOST_CALLS):
-        marks, updates, state = _marked_update(tx, ones, state, 1 + call % 2, extra_args)
+        factor = 1 + call % 2
+        numbers, state = update(params, state, factor)
         if not marks:
             raise ValueError("there is no introspect in tx that forecasts any of these params")
-        leaves = [leaf for leaf in jax.tree.leaves(updates) if jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.size]
-        if not any(bool(jnp.any(leaf != 0)) for leaf in leaves):
+        if not numbers.any():
             continue  # nothing is given out in this call
-        found = {mark: sum(bool(jnp.all(leaf == mark)) for leaf in leaves) for mark in marks}
+        found = Counter((numbers / factor).tolist())
         changed = sum(max(0, count - found[mark]) for mark, count in marks.items())
         if changed:
             raise ValueError(
@@ -73,13 +83,20 @@ def _ones(leaf: Any) -> jax.Array:
     return jnp.ones(jnp.shape(leaf), jnp.result_type(leaf), device=getattr(leaf, "sharding", None))
 
 
+def _only_number(array: jax.Array) -> jax.Array:
+    """Returns the number that all elements are equal to, or NaN."""
+    largest = jnp.max(jnp.real(array))
+    return jnp.where(jnp.all(array == largest), largest, jnp.nan).astype(jnp.float32)
+
+
 def _marked_update(
-    tx: optax.GradientTransformation, params: Any, state: Any, factor: int, extra_args: Any
+    tx: optax.GradientTransformation, params: Any, state: Any, factor: Any, extra_args: Any
 ) -> tuple[Counter[int], Any, Any]:
-    """Makes one update; returns how often each mark was given, the updates, and the state."""
+    """Makes one update, marked with multiples of marks; returns how often each was given, the updates, the state."""
     firsts: dict[Any, int] = {}  # the number of the first array of each introspect
     counts: dict[Any, int] = {}
     given: Arrays = []
+    factors = [factor]
 
     def mark(updates: Arrays, weights: Arrays, introspect: Any) -> Arrays:
         first = firsts.setdefault(introspect, sum(counts.values()))  # it may be traced more than once
@@ -89,7 +106,7 @@ def _marked_update(
             # What an introspect before this one has marked stays, as a jump of that one does.
             if update is None or not weight.size or any(update is array for array in given):
                 continue
-            marked[i] = jnp.full_like(weight, factor * (_FIRST + number % _MANY))
+            marked[i] = jnp.full_like(weight, factors[0] * (_FIRST + number % _MANY))
             given.append(marked[i])
             number += 1
         counts[introspect] = number - first
@@ -97,6 +114,8 @@ def _marked_update(
 
     with updates_given(mark):
         updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params, **extra_args)
-    given.clear()  # JAX remembers what it has called in this context, and all that hangs from it
+    # JAX remembers what it has called in this context, and all that hangs from it.
+    given.clear()
+    factors.clear()
     numbers = [firsts[each] + i for each, count in counts.items() for i in range(count)]
-    return Counter(factor * (_FIRST + number % _MANY) for number in numbers), updates, state
+    return Counter(_FIRST + number % _MANY for number in numbers), updates, state

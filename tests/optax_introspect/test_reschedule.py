@@ -227,8 +227,7 @@ class TestEveryPairOfSmallRuns:
             for n in range(END):
                 params, state = run(old)[n]
                 try:
-                    with jax.disable_jit():  # which compiles nothing
-                        found = reschedule(state, params, old=optimizer(old), new=optimizer(new))
+                    found = reschedule(state, params, old=optimizer(old), new=optimizer(new))
                 except ValueError as error:
                     refused += 1
                     self.check_refusal(refusal(error), n, old, new)
@@ -264,16 +263,15 @@ class TestEveryPairOfSmallRuns:
     def check_refusal(self, said, n, old, new):
         assert said.missing == kept(new.jumps, new.points, n) - kept(old.jumps, old.points, n)
         params, state = run(old)[n]
-        with jax.disable_jit():
-            if said.possible:
-                reduced = new._replace(jumps=tuple(sorted(said.possible)))
-                reschedule(state, params, old=optimizer(old), new=optimizer(reduced))
-            if not said.first_is_missing:
-                free = new._replace(jumps=(said.free_from,))
-                reschedule(state, params, old=optimizer(old), new=optimizer(free))
-            # The missing ones are all that is missing.
-            weights = {step: run(old)[step][0] for step in said.missing}
-            reschedule(state, params, old=optimizer(old), new=optimizer(new), weights=weights)
+        if said.possible:
+            reduced = new._replace(jumps=tuple(sorted(said.possible)))
+            reschedule(state, params, old=optimizer(old), new=optimizer(reduced))
+        if not said.first_is_missing:
+            free = new._replace(jumps=(said.free_from,))
+            reschedule(state, params, old=optimizer(old), new=optimizer(free))
+        # The missing ones are all that is missing.
+        weights = {step: run(old)[step][0] for step in said.missing}
+        reschedule(state, params, old=optimizer(old), new=optimizer(new), weights=weights)
 
 
 def descend(tx, steps, params, state=None, start=0):
