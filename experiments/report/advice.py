@@ -6,7 +6,7 @@ import numpy as np
 
 from .results import Results
 from .sections.budgets import EXPERIMENTS as BUDGETS
-from .sections.budgets import MEASURES, saved
+from .sections.budgets import MEASURES, shares
 from .sections.rates import EXPERIMENTS as RATES
 from .sections.rates import all_tried, headline
 from .sections.rows import CIFAR, MNIST, ROWS, Row
@@ -67,14 +67,15 @@ def _budgets(results: Results) -> list[str]:
     parts = []
     for network, name in BUDGETS.items():
         for measure, spelled in MEASURES.items():
-            shares = [s for s in saved(results, name, "introspection", measure).values() if s is not None]
-            if shares:
-                middle = float(np.median(shares))
-                kind = "save" if middle >= 0 else "lose"
-                parts.append(f"{kind} {number(100 * abs(middle), 0)} % of the steps to equal {spelled} on {network}")
+            known = [share for share in shares(results, name, "introspection", measure).values() if share is not None]
+            if known:
+                times = number(float(np.median(known)), 2)
+                parts.append(f"{times} times the steps of plain training to equal {spelled} on {network}")
     if not parts:
         return []
-    return [f"With a learning rate that falls to zero at the budget, jumps {listed(parts)} (medians over budgets)."]
+    return [
+        f"With a learning rate that falls to zero at the budget, jumps take {listed(parts)} (medians over budgets)."
+    ]
 
 
 def _two_points(results: Results) -> str:
@@ -97,16 +98,16 @@ def _conclusion(gains: dict[str, Paired], tuned: dict[str, Paired]) -> str:
         return "**So there is no case for jumps in these results.**"
     if not tuned:
         return "**So use them, for now, only where the learning rate is given and cannot be tuned.**"
+    lost = [title for title, d in gains.items() if sign(d) < 0]
+    warning = f" Even then compare with a run without them: {listed(lost)} ended below it." if lost else ""
     if len(still) == len(tuned):
-        return "**So tune the learning rate first; jumps still pay then.**"
+        return f"**So tune the learning rate first; jumps still pay then.{warning}**"
     if still:
         others = [optimizer for optimizer in tuned if optimizer not in still]
         return (
             f"**So tune the learning rate first; then jumps still pay with {listed(still)}, and there is no clear "
-            f"gain with {listed(others)}.**"
+            f"gain with {listed(others)}.{warning}**"
         )
-    lost = [title for title, d in gains.items() if sign(d) < 0]
-    warning = f" Even then compare with a run without them: {listed(lost)} ended below it." if lost else ""
     return (
         "**So use jumps where the learning rate is given and cannot be tuned; where it can, tune it or let it decay "
         f"instead: then there is no clear gain.{warning}**"

@@ -17,8 +17,6 @@ from .rates import WAYS, way_of
 
 EXPERIMENTS = {"MNIST_3": "mnist_3-budgets", "MNIST_3 with He's initial weights": "he-budgets"}
 MEASURES = {"train_loss": "training loss", "test_accuracy": "test accuracy"}
-# Saved or lost: what is less than this cannot be told from noise between three seeds.
-_CLOSE = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +79,14 @@ def equal_budget(plain: Mapping[int, float], value: float, *, falls: bool) -> fl
     return None
 
 
-def saved(results: Results, experiment: str, way: str, measure: str) -> dict[int, float | None]:
-    """Returns which share of the steps a way saves with each budget, at equal measure; None where that is unknown."""
+def shares(results: Results, experiment: str, way: str, measure: str) -> dict[int, float | None]:
+    """Returns each budget as a share of that with which plain training comes to the same; None where it is unknown."""
     plain = {budget: p.value for budget, p in points(results, experiment, "plain", measure).items()}
-    shares: dict[int, float | None] = {}
+    found: dict[int, float | None] = {}
     for budget, point in points(results, experiment, way, measure).items():
         equal = equal_budget(plain, point.value, falls=measure == "train_loss")
-        shares[budget] = None if equal is None else 1 - budget / equal
-    return shares
+        found[budget] = None if equal is None else budget / equal
+    return found
 
 
 def budgets(results: Results) -> Section:
@@ -109,17 +107,16 @@ def budgets(results: Results) -> Section:
 
 def told(results: Results, experiment: str, measure: str) -> str:
     """Returns in words how many steps the network saves at an equal measure."""
-    shares = saved(results, experiment, "introspection", measure)
-    if not shares or not points(results, experiment, "plain", measure):
+    found = shares(results, experiment, "introspection", measure)
+    if not found or not points(results, experiment, "plain", measure):
         return "Not enough runs."
-    readable = {budget: share for budget, share in shares.items() if share is not None}
-    unreadable = [spaced(budget) for budget, share in shares.items() if share is None]
+    readable = {budget: share for budget, share in found.items() if share is not None}
+    unreadable = [spaced(budget) for budget, share in found.items() if share is None]
     words = ""
     if readable:
-        middle = float(np.median(list(readable.values())))
-        kind = "saved" if middle > _CLOSE else "lost" if middle < -_CLOSE else "saved, which is about nothing"
-        each = listed([f"{number(100 * share, 0)} % at {spaced(budget)}" for budget, share in readable.items()])
-        words = f"In the median {number(100 * abs(middle), 0)} % of the steps are {kind}: {each}. "
+        each = listed([f"{number(share, 2)} at {spaced(budget)}" for budget, share in readable.items()])
+        middle = number(float(np.median(list(readable.values()))), 2)
+        words = f"They take {middle} times the steps of plain training in the median: {each}. "
     if unreadable:
         words += (
             f"With a budget of {listed(unreadable)} it cannot be read off, since no budget of the plain runs comes to "
@@ -161,29 +158,29 @@ def _table(results: Results, shown: Mapping[str, str]) -> Table:
     rows: list[Sequence[str]] = []
     for network, name in shown.items():
         found = {(way, measure): points(results, name, way, measure) for way in WAYS for measure in MEASURES}
-        shares = {(way, measure): saved(results, name, way, measure) for way in WAYS[1:] for measure in MEASURES}
+        of_plain = {(way, measure): shares(results, name, way, measure) for way in WAYS[1:] for measure in MEASURES}
         for budget in sorted({arm.steps for arm in training(name).arms}):
             for way in WAYS:
                 if budget not in found[way, "train_loss"]:
                     continue
                 loss, accuracy = found[way, "train_loss"][budget], found[way, "test_accuracy"][budget]
-                gained = [shares[way, m].get(budget) if way != "plain" else None for m in MEASURES]
+                taken = [of_plain[way, m].get(budget) if way != "plain" else None for m in MEASURES]
                 rows.append(
                     [
                         f"{network}, {spaced(budget)} steps, {name_of(way)}",
                         f"{significant(loss.value)} (x {loss.rate:g})",
                         f"{percent(accuracy.value)} (x {accuracy.rate:g})",
-                        *(NONE if share is None else number(100 * share, 0) for share in gained),
+                        *(NONE if share is None else number(share, 2) for share in taken),
                         complete(loss.n, loss.foreseen),
                     ]
                 )
     columns = (
-        "network, budget, way", "training loss", "test accuracy, %", "steps saved at equal loss, %",
-        "steps saved at equal accuracy, %", "seeds",
+        "network, budget, way", "training loss", "test accuracy, %", "steps to equal loss / plain's",
+        "steps to equal accuracy / plain's", "seeds",
     )  # fmt: skip
     caption = (
         "Cosine decay to zero at the budget; in brackets the learning rate, as a multiple of 0.001, that is best for "
-        "this measure. Steps saved: against the budget with which plain training comes to the same, interpolated over "
-        "the log of the budget; a dash where it cannot be read off."
+        "this measure. Steps / plain's: the budget by that with which plain training comes to the same, interpolated "
+        "over the log of the budget, so that 0.8 is a fifth saved; a dash where it cannot be read off."
     )
     return Table(columns, rows, caption)
