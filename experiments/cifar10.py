@@ -3,7 +3,7 @@
 from .movement import Movement, Recorded
 from .records import Paper, Training, arm, jumping
 
-_AFTER = (1, 20, 100)
+_AFTER = (1, 20, 100, 300)
 
 # The four sets of jump steps that the paper tries, of 40 000 steps.
 JUMP_SETS = {
@@ -68,7 +68,7 @@ _CIFAR_1_TENTH = Training(
     arms=(
         arm("plain", 3, 4000, decay=_DECAY_1),
         arm("introspection-set-3", 3, 4000, "introspection", _SET_3, decay=_DECAY_1),
-        arm("fitted-equivariant-set-3", 2, 4000, "fitted-equivariant", _SET_3, decay=_DECAY_1),
+        arm("introspection-equivariant-set-3", 2, 4000, "introspection-equivariant", _SET_3, decay=_DECAY_1),
         arm("two-point-1.3-set-3", 2, 4000, "two-point-1.3", _SET_3, decay=_DECAY_1),
         arm("quadratic-1.25-set-3", 1, 4000, "quadratic-1.25", _SET_3, decay=_DECAY_1),
         *(

@@ -25,6 +25,7 @@ FORECASTERS: dict[str, Callable[[], Forecaster]] = {
     "introspection": optax_introspect.pretrained,
     "introspection-k2.2": functools.partial(optax_introspect.pretrained, "mnist-n0-k2.2"),
     "introspection-linear": functools.partial(optax_introspect.pretrained, "mnist-n0-linear"),
+    "introspection-equivariant": functools.partial(optax_introspect.pretrained, "mnist-n0-equivariant"),
     **{f"two-point-{k:g}": functools.partial(_two_point, k) for k in (1.1, 1.2, 1.3, 1.4, 1.5, 1.75, 2.0)},
     **{f"linear-fit-{k:g}": functools.partial(optax_introspect.polynomial, 1, k) for k in (1.075, 1.1)},
     **{f"quadratic-{k:g}": functools.partial(optax_introspect.polynomial, 2, k) for k in (1.25, 1.3, 1.4)},

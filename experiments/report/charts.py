@@ -18,10 +18,11 @@ FIXED: dict[str, Look] = {
     "plain": {"color": BLACK, "linestyle": "-", "marker": "o"},
     "introspection": {"color": ORANGE, "linestyle": "-", "marker": "s"},
     "two-point-1.3": {"color": BLUE, "linestyle": "--", "marker": "^"},
-    "fitted-equivariant": {"color": GREEN, "linestyle": "-.", "marker": "D"},
+    "introspection-equivariant": {"color": GREEN, "linestyle": "-.", "marker": "D"},
 }
+FIXED["fitted-equivariant"] = FIXED["introspection-equivariant"]
 # The main arms of CIFAR_1 jump at the paper's third set of steps.
-FIXED |= {f"{name}-set-3": FIXED[name] for name in ("introspection", "two-point-1.3", "fitted-equivariant")}
+FIXED |= {f"{name}-set-3": FIXED[name] for name in ("introspection", "two-point-1.3", "introspection-equivariant")}
 FIXED["introspection-early"] = FIXED["introspection"]
 FIXED["introspection-late"] = {"color": PURPLE, "linestyle": "--", "marker": "P"}
 _OTHERS: list[Look] = [

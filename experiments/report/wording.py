@@ -12,6 +12,7 @@ _NAMES = {
     "introspection": "network",
     "introspection-k2.2": "network, k = 2.2",
     "introspection-linear": "linear network",
+    "introspection-equivariant": "equivariant network",
     "fitted-equivariant": "equivariant network",
     "ema": "EMA of weights",
     "average": "average of points",

@@ -433,7 +433,7 @@ def test_other_forecasters_are_compared_with_the_network(tmp_path):
         put(tmp_path, name, cifar10.TWO_POINT, seed, {1201: 0.5, 4000: 0.83 - 0.02 * seed})
     assert cifar10.forecasts(read(tmp_path), name).words.startswith("No other forecaster is clearly better or worse. ")
     for seed in range(2):
-        put(tmp_path, name, "fitted-equivariant-set-3", seed, {1201: 0.5, 4000: 0.85})
+        put(tmp_path, name, "introspection-equivariant-set-3", seed, {1201: 0.5, 4000: 0.85})
     put(tmp_path, name, "quadratic-1.25-set-3", 0, {1201: 0.1, 4000: 0.1})
     words = cifar10.forecasts(read(tmp_path), name).words
     assert words.startswith("It does: equivariant network, set 3 is clearly better. ")
