@@ -1,5 +1,6 @@
 """Trains a network and records its weights on the way, and goes on where it stopped."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from optax_introspect import WeightHistory
 
 from .training import Optimizer, Params, Task, Trained
 
-CHECKPOINT_EVERY = 1000
+CHECKPOINT_EVERY = 1000  # steps
+CHECKPOINT_SECONDS = 30.0
 
 
 def record(
@@ -49,6 +51,7 @@ def record(
             raise ValueError(f"the history in {folder} does not reach its checkpoint at step {step}; start in another")
         history.truncate(step)
         yield step, trained.params
+        saved_at = time.monotonic()
         if len(history.steps) == 0:
             history.append(0, trained.params)
         while step < steps:
@@ -56,8 +59,10 @@ def record(
             step += 1
             if step % every == 0:
                 history.append(step, trained.params)
-            if step % CHECKPOINT_EVERY == 0 or step == steps:
+            late = time.monotonic() - saved_at > CHECKPOINT_SECONDS
+            if late or step % CHECKPOINT_EVERY == 0 or step == steps:
                 history.flush()  # a checkpoint must not be ahead of the history
                 checkpoints.save(step, args=ocp.args.StandardSave(trained.saved()))
+                saved_at = time.monotonic()
             if step % every == 0 or step == steps:
                 yield step, trained.params

@@ -345,14 +345,34 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
+class _Teller:
+    """Tells of the steps of a unit, about once a second."""
+
+    def __init__(self, number: int):
+        self._number = number
+        self._untold, self._told_at = 0, time.monotonic()
+
+    def __call__(self, steps: int) -> None:
+        self._untold += steps
+        if time.monotonic() - self._told_at > 1:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tells of what was not told yet."""
+        _news.put((self._number, self._untold))
+        self._untold, self._told_at = 0, time.monotonic()
+
+
 def _work(number: int, unit: Unit) -> bool:
     """Runs a unit in a worker; returns whether it stopped before its end."""
-    context = dataclasses.replace(_context, advance=lambda steps: _news.put((number, steps)))
+    teller = _Teller(number)
+    context = dataclasses.replace(_context, advance=teller)
     try:
         context.check_time()
         unit.run(context)
     except StoppedError:
         return True
     finally:
+        teller.tell()
         jax.clear_caches()  # hundreds of programs, none of which is used again
     return False

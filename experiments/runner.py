@@ -1,10 +1,11 @@
 """Trains the arms of one experiment and seed that are one up to their first jumps, and goes on where it stopped."""
 
+import contextlib
 import dataclasses
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .optimizers import optimizer
 from .records import Arm, Training
 from .training import Optimizer, Task, Trained, UpdateFunction
 
-# What a run that is killed loses at most, in seconds of training, if evaluations are not farther apart.
+# What a run that is killed loses at most, in seconds of training.
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -48,9 +49,14 @@ class Context:
     deadline: float | None = None
     advance: Callable[[int], None] = lambda steps: None
 
+    @property
+    def time_is_up(self) -> bool:
+        """Whether to stop now."""
+        return self.deadline is not None and time.time() > self.deadline
+
     def check_time(self) -> None:
         """Raises `StoppedError` if it is time to."""
-        if self.deadline is not None and time.time() > self.deadline:
+        if self.time_is_up:
             raise StoppedError
 
     @property
@@ -111,7 +117,12 @@ class Unit:
 
     def steps(self, context: Context) -> int:
         """Returns how many steps there are to be made, if none was made yet."""
-        return sum(arm.steps - min(arm.jump_steps, default=0) for arm in self.unfinished(context))
+        unfinished = self.unfinished(context)
+        steps = sum(arm.steps - min(arm.jump_steps, default=0) for arm in unfinished)
+        if self.trunk not in unfinished:
+            first_jumps = [arm.jump_steps[0] for arm in unfinished]
+            steps += max((t for t in first_jumps if not self.kept(context.workdir, t).exists()), default=0)
+        return steps
 
     def header(self, context: Context, arm: Arm) -> runs.Line:
         """Returns the header of the results of an arm."""
@@ -167,6 +178,10 @@ class Unit:
         """Returns the folder of what an arm needs to go on."""
         return self._folder(workdir) / arm.name
 
+    def kept(self, workdir: Path, step: int) -> Path:
+        """Returns the folder of a state of the trunk that arms branch from."""
+        return (self.working(workdir, self.trunk) / "kept" / str(step)).absolute()
+
 
 class _Trainer:
     """Trains one arm from some state to its end, evaluates it, and keeps what it takes to go on."""
@@ -199,44 +214,37 @@ class _Trainer:
                 state = _restored(checkpoints.restore(latest, args=ocp.args.StandardRestore(_saved(state))), state)
             self.context.advance(state.step - began_at)
             journal = runs.Journal(self.folder / "journal.jsonl", self.unit.header(self.context, self.arm), latest)
-            saved_at, reported, finite = time.monotonic(), state.step, True
+            saved_at, finite = time.monotonic(), True
             if latest is None and began_at == 0:
                 self._measure(state, journal)
             while state.step < self.arm.steps:
                 self.keep(state)
                 self._step(state, update)
-                if state.step not in self.measured:
-                    continue
-                finite = self._measure(state, journal)
-                self.context.advance(state.step - reported)
-                reported = state.step
-                if not finite:
-                    break  # with no checkpoint, from which it would go on
-                if time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                self.context.advance(1)
+                if state.step in self.measured:
+                    finite = self._measure(state, journal)
+                    if not finite:
+                        break  # with no checkpoint, from which it would go on
+                time_is_up = self.context.time_is_up
+                if time_is_up or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    _wait(state)
                     journal.commit()  # a checkpoint must not be ahead of it
                     checkpoints.save(state.step, args=ocp.args.StandardSave(_saved(state)))
                     saved_at = time.monotonic()
-                try:
-                    self.context.check_time()
-                except StoppedError:
-                    journal.commit()
-                    if checkpoints.latest_step() != state.step:
-                        checkpoints.save(state.step, args=ocp.args.StandardSave(_saved(state)))
+                if time_is_up:
                     journal.close()
-                    raise
+                    raise StoppedError
         self.context.advance(self.arm.steps - state.step)
         end = {"end": "complete" if finite else "not finite", **_jumps(state.trained.opt_state)}
         journal.complete(self.unit.path(self.context.workdir, self.arm), end)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def _step(self, state: State, update: UpdateFunction) -> None:
-        began, cpu_began = time.perf_counter(), time.process_time()
-        state.trained = update(state.trained, state.step)
-        state.step += 1
+        with _clocked(state):
+            state.trained = update(state.trained, state.step)
+            state.step += 1
         if state.step in self.measured:
-            jax.block_until_ready(state.trained.params)
-        state.seconds += time.perf_counter() - began
-        state.cpu_seconds += time.process_time() - cpu_began
+            _wait(state)
 
     def _measure(self, state: State, journal: runs.Journal) -> bool:
         """Writes down what is measured; returns whether it is finite."""
@@ -248,8 +256,7 @@ class _Trainer:
             clocks["cpu_seconds"] = state.cpu_seconds
         line = {"step": state.step, **clocks, **found._asdict()}
         if state.step in self.recalibrated:
-            again = self._metrics(weights, self.task.recalibrated(weights, state.step))
-            line |= {f"recalibrated_{name}": value for name, value in again._asdict().items()}
+            line |= {f"recalibrated_{name}": value for name, value in self._recalibrated(weights, state.step).items()}
         journal.write(line)
         return math.isfinite(found.train_loss) and math.isfinite(found.test_loss)
 
@@ -261,6 +268,13 @@ class _Trainer:
             self.task.logits(weights, images.test_images, statistics),
             images.test_labels,
         )
+
+    def _recalibrated(self, weights: Any, step: int) -> dict[str, float]:
+        """Returns what is measured with recalibrated statistics, or that it is not finite, as they then are not."""
+        try:
+            return self._metrics(weights, self.task.recalibrated(weights, step))._asdict()
+        except ValueError:
+            return dict.fromkeys(Metrics._fields, math.nan)
 
     def keep(self, state: State) -> None:
         """Keeps a state for the arms that branch."""
@@ -281,19 +295,33 @@ class _Trunk(_Trainer):
         # What is missing now: this arm was complete before another was asked for, or went on from a checkpoint.
         missing = [step for step in self.wanted if not self._kept(step).exists()]
         if missing:
-            before = [s for s in self.wanted if s < missing[0]]
-            state = self.state(before[-1]) if before else self.start()
-            while True:
-                self.keep(state)
-                if state.step >= missing[-1]:
-                    break
-                self._step(state, update)
+            self._train_again(missing, update)
+
+    def _train_again(self, missing: list[int], update: UpdateFunction) -> None:
+        """Trains to the states that are missing, from the last one before them that there is."""
+        folder = self._kept(0).parent
+        there = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
+        before = [step for step in there if step < missing[0]]
+        state = self.state(max(before)) if before else self.start()
+        self.context.advance(state.step)
+        saved_at = time.monotonic()
+        while state.step < missing[-1]:
+            self.keep(state)
+            self._step(state, update)
+            self.context.advance(1)
+            if self.context.time_is_up or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                self._save(state)  # not wanted, but to go on from
+                saved_at = time.monotonic()
                 self.context.check_time()
+        self.keep(state)
 
     def keep(self, state: State) -> None:
-        """Keeps a state, if it is wanted and not kept yet."""
-        path = self._kept(state.step)
-        if state.step in self.wanted and not path.exists():
+        """Keeps a state, if it is wanted."""
+        if state.step in self.wanted:
+            self._save(state)
+
+    def _save(self, state: State) -> None:
+        if not (path := self._kept(state.step)).exists():
             with ocp.StandardCheckpointer() as checkpointer:
                 checkpointer.save(path, _saved(state))
 
@@ -304,7 +332,7 @@ class _Trunk(_Trainer):
             return _restored(checkpointer.restore(self._kept(step), _saved(start)), start)
 
     def _kept(self, step: int) -> Path:
-        return (self.folder / "kept" / str(step)).absolute()
+        return self.unit.kept(self.context.workdir, step)
 
 
 class _Branch(_Trainer):
@@ -337,6 +365,21 @@ def _with_snapshots(state: State, snapshots: Any) -> State:
     snapshots = snapshots._replace(introspect_step=jnp.asarray(state.step, jnp.int32))
     trained = state.trained._replace(opt_state=(state.trained.opt_state, snapshots))
     return dataclasses.replace(state, trained=trained)
+
+
+@contextlib.contextmanager
+def _clocked(state: State) -> Iterator[None]:
+    """Adds to the clocks of a state how long something takes."""
+    began, cpu_began = time.perf_counter(), time.process_time()
+    yield
+    state.seconds += time.perf_counter() - began
+    state.cpu_seconds += time.process_time() - cpu_began
+
+
+def _wait(state: State) -> None:
+    """Waits for steps that JAX has not finished yet, on their clock."""
+    with _clocked(state):
+        jax.block_until_ready(state.trained.params)
 
 
 _NUMBERS = ("step", "seconds", "cpu_seconds")

@@ -154,7 +154,7 @@ class Task:
 
     def recalibrated(self, params: Params, step: int, batches: int = 10) -> Any:
         """Returns the statistics of batch norm that weights have on the training batches that follow a step."""
-        network = nnx.merge(self.graphdef, params, self.statistics)
+        network = nnx.merge(self.graphdef, params, self.statistics, copy=True)  # lest these change
         inputs = (self.batch(step + i)[0] for i in range(batches))
         optax_introspect.recalibrate(network, inputs, self._training_pass)
         return nnx.state(network, nnx.Not(nnx.Param))
@@ -183,7 +183,8 @@ class Task:
         self, params: Params, statistics: Any, images: Any, key: Any = None
     ) -> tuple[tuple[jax.Array, ...], Any]:
         """Returns the logits, then those of auxiliary heads, and the statistics after this pass."""
-        network: Any = nnx.merge(self.graphdef, params, statistics)
+        # Copied, since a pass may not change variables of another level of tracing.
+        network: Any = nnx.merge(self.graphdef, params, statistics, copy=True)
         outputs = network(self._prepared(images), key)
         return outputs if isinstance(outputs, tuple) else (outputs,), nnx.state(network, nnx.Not(nnx.Param))
 

@@ -470,7 +470,7 @@ def test_kill_9(tmp_path, uninterrupted):
     assert tiny.files(tmp_path) == {name: uninterrupted[name] for name in TWO}
 
 
-def test_the_time_is_up_at_every_evaluation(tmp_path, made, uninterrupted):
+def test_the_time_is_up_at_every_step(tmp_path, made, uninterrupted):
     stopped = 0
     while stopped < 100:
         try:
@@ -479,8 +479,9 @@ def test_the_time_is_up_at_every_evaluation(tmp_path, made, uninterrupted):
         except StoppedError:
             stopped += 1
     assert tiny.files(tmp_path) == {name: uninterrupted[name] for name in TWO}
-    assert stopped == sum(len(uninterrupted[name]) - 2 for name in TWO) - 1  # at each but that of step 0
-    assert all(len(steps) <= 1 + 7 for steps in made.steps)  # from one to the next, and the one that compiles
+    assert stopped == 24 + 14
+    # One, and the one that compiles, and those at which snapshots are taken.
+    assert all(len(steps) <= 2 + 4 for steps in made.steps)
 
 
 def test_a_complete_run_is_not_run_again(tmp_path, made):
@@ -502,9 +503,25 @@ def test_an_arm_that_is_asked_for_later(kept, tmp_path, made, uninterrupted):
         shutil.rmtree(tmp_path / ".working")
     made.steps.clear()
     tiny.unit(ADAM, *NAMES).run(tiny.context(tmp_path))
-    # To its first jump the arm without jumps is trained once more, if nothing is left of it.
-    assert made.steps == [list(range(5)), [5, *range(5, 24)]]
+    # To its first jump the arm without jumps is trained once more, from what is left of it.
+    assert made.steps == [[4] if kept else list(range(5)), [5, *range(5, 24)]]
     assert tiny.files(tmp_path) == uninterrupted
+
+
+def test_what_is_trained_again_is_stopped_too(tmp_path, made, uninterrupted):
+    tiny.unit(ADAM, "two-point").run(tiny.context(tmp_path))
+    shutil.rmtree(tmp_path / ".working")
+    told = []
+    later = dataclasses.replace(tiny.unit(ADAM, *NAMES), branches=(ARMS["early-noise"],))
+    assert later.steps(tiny.context(tmp_path)) == 5 + 19
+    made.steps.clear()
+    for _ in range(4):
+        with pytest.raises(StoppedError):
+            later.run(tiny.context(tmp_path, deadline=time.time() - 1))
+    assert made.steps == [[0], [1], [2], [3]]
+    later.run(tiny.context(tmp_path, advance=told.append))
+    assert tiny.files(tmp_path) == uninterrupted
+    assert sum(told) == 5 + 19
 
 
 def test_what_arms_branch_from_is_kept_as_long_as_one_may(tmp_path, made):
@@ -512,7 +529,7 @@ def test_what_arms_branch_from_is_kept_as_long_as_one_may(tmp_path, made):
     for name, trunk in (
         ("introspection", [0, *range(24)]),
         ("two-point", [0, 1, 2, 3]),  # of its snapshots, only that of step 4 was not taken for the first
-        ("early-noise", [0, 1, 2, 3, 4]),
+        ("early-noise", [4]),
     ):
         made.steps.clear()
         tiny.unit(ADAM, name).run(tiny.context(tmp_path))
@@ -584,11 +601,42 @@ def test_an_arm_without_jumps_that_explodes(tmp_path):
     assert found["tiny/after/seed-0"][-1]["end"] == "not finite"
 
 
+def test_a_network_with_batch_norm(tmp_path):
+    experiment = tiny.training(
+        tiny.arm("plain"),
+        ARMS["two-point"],
+        network="tiny-batch-norm",
+        optimizer="sgd",
+        around=(10,),
+        learning_rate=0.1,
+    )
+    for name in ("once", "again"):
+        tiny.unit(experiment).run(tiny.context(tmp_path / name))
+    found = tiny.files(tmp_path / "once")
+    assert found == tiny.files(tmp_path / "again")  # to recalibrate changes neither the start nor the training
+    lines = found["tiny/plain/seed-0"][1:-1]
+    assert [line["step"] for line in lines if "recalibrated_test_loss" in line] == [10, 11, 24]
+    assert lines[-1]["recalibrated_test_loss"] < lines[-1]["test_loss"] < lines[0]["test_loss"] - 0.5
+    lines = found["tiny/two-point/seed-0"][1:-1]
+    assert [line["step"] for line in lines if "recalibrated_test_loss" in line] == [11, 16, 17, 20, 21, 24]
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e20])  # the losses are not finite, or nothing but the recalibrated statistics
+def test_a_network_with_batch_norm_that_explodes(rate, tmp_path):
+    absurd = tiny.training(
+        tiny.arm("absurd", rate=rate), optimizer="sgd", network="tiny-batch-norm", around=(2,), after_jump=(1,)
+    )
+    tiny.unit(absurd).run(tiny.context(tmp_path))
+    _, *lines, end = tiny.files(tmp_path)["tiny/absurd/seed-0"]
+    assert lines[-1]["recalibrated_test_loss"] is None
+    assert end == {"end": "not finite"}
+
+
 def test_an_arm_that_explodes_and_is_stopped_then(explosive, tmp_path):
     once, often = (tiny.context(tmp_path / name, deadline=None) for name in ("once", "often"))
     tiny.unit(explosive, "exploding").run(once)
     often = dataclasses.replace(often, deadline=time.time() - 1)
-    for _ in range(20):
+    for _ in range(40):
         try:
             tiny.unit(explosive, "exploding").run(often)
         except StoppedError:

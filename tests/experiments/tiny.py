@@ -26,10 +26,23 @@ class DropoutMlp(nnx.Module):
         return self.dense2(self.dropout(x, deterministic=key is None, rngs=key))
 
 
+class BatchNormMlp(nnx.Module):
+    """784-12-10, with batch norm before the ReLU."""
+
+    def __init__(self, *, rngs):
+        self.dense1 = nnx.Linear(784, 12, rngs=rngs)
+        self.norm = nnx.BatchNorm(12, rngs=rngs)
+        self.dense2 = nnx.Linear(12, 10, rngs=rngs)
+
+    def __call__(self, images, key=None):
+        x = self.norm(self.dense1(images.reshape(images.shape[0], -1)), use_running_average=key is None)
+        return self.dense2(nnx.relu(x))
+
+
 SMALL_MLP = functools.partial(
     Mlp, (784, 8, 10), nnx.initializers.lecun_normal(), nnx.initializers.zeros
 )  # its initial weights can be learned from in 20 steps
-TINY_NETWORKS = {"tiny": SMALL_MLP, "tiny-dropout": DropoutMlp}
+TINY_NETWORKS = {"tiny": SMALL_MLP, "tiny-dropout": DropoutMlp, "tiny-batch-norm": BatchNormMlp}
 
 
 @functools.cache
