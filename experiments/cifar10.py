@@ -147,6 +147,7 @@ _MOVEMENT = Movement(
     minutes=60,
     paper=Paper("section 3, figures 3, 8 and 9: as on MNIST, few weights carry most of the change"),
     choices="A tenth of the paper's steps for CIFAR_1, with its third set of jump steps, a tenth of each.",
+    num_seeds=1,
     recorded=(Recorded("cifar_1-sgd", "CIFAR_1 with SGD", "CIFAR_1", "sgd", 0.1, 128, 4000, 40, _SET_3, "crop-24"),),
     images="cifar10",
 )

@@ -317,12 +317,16 @@ _LAYERS_1 = Training(
 _MOVEMENT = Movement(
     name="movement",
     question="How much do weights change, on what curves, and what does a jump do to one?",
-    minutes=10,
+    minutes=30,
     paper=Paper(
         "section 3, figures 1 to 10: most weights hardly change, those that do follow smooth curves, and few carry "
         "most of the change"
     ),
-    choices="N_0 for the convolutional network, since its histories are what the predictors were fitted to.",
+    choices=(
+        "Which networks, for how long and at which rate is not said: N_0 for the convolutional one, here with SGD, and "
+        "MNIST_3 for the dense one, at their usual rates, both with the jumps of MNIST_3."
+    ),
+    num_seeds=3,
     recorded=(
         Recorded("convolutional-sgd", "N_0 with SGD", "N_0", "sgd", 1e-2, 50, 15_000, 100, _JUMPS_3),
         Recorded("dense-adam", "MNIST_3 with Adam", "MNIST_3", "adam", 1e-3, 100, 15_000, 100, _JUMPS_3),

@@ -1,6 +1,7 @@
 """Section 3 of the paper: how much weights change in a training, and on which curves."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from .training import Task
 
 Array = npt.NDArray[Any]
 
-BINS, CURVES_PER_BIN = 100, 2
+BINS = 100
+CURVE_EVERY = 2  # records from one point of a curve to the next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,6 @@ class Recorded:
         augmentation = {} if self.augmentation is None else {"augmentation": self.augmentation}
         return {
             "arm": {name: getattr(self, name) for name in names} | augmentation,
-            "seed": 0,
             "steps": [self.steps, self.every],
             "jump_steps": list(self.jump_steps),
         }
@@ -69,16 +70,23 @@ class Movement(Study):
 
     Attributes:
       recorded: the trainings.
+      num_seeds: how often each is made anew.
       images: what they train on, a key of `experiments.data.DATA`.
     """
 
     recorded: tuple[Recorded, ...]
+    num_seeds: int
     images: str = "mnist"
 
     @property
     def arms(self) -> tuple[Recorded, ...]:
         """The trainings."""
         return self.recorded
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of the trainings."""
+        return tuple(range(self.num_seeds))
 
     @property
     def data(self) -> str:
@@ -88,15 +96,16 @@ class Movement(Study):
 
 @dataclasses.dataclass(frozen=True)
 class MovementUnit:
-    """What one process does at a time: one training, without and with jumps."""
+    """What one process does at a time: one training of one seed, without and with jumps."""
 
     experiment: Movement
     recorded: Recorded
+    seed: int
 
     @property
     def name(self) -> str:
         """What is shown of it."""
-        return f"{self.experiment.name}, {self.recorded.name}"
+        return f"{self.experiment.name}, {self.recorded.name}, seed {self.seed}"
 
     def steps(self, context: Context) -> int:
         """Returns how many steps there are to be made, if none was made yet."""
@@ -109,7 +118,7 @@ class MovementUnit:
 
     def run(self, context: Context) -> None:
         """Trains, records, and keeps what the figures show."""
-        folder = runs.working(context.workdir, self.experiment.name, self.recorded.name, 0)
+        folder = runs.working(context.workdir, self.experiment.name, self.recorded.name, self.seed)
         with runs.locked(folder):
             self.check(context)
             if self._path(context).exists():
@@ -120,7 +129,7 @@ class MovementUnit:
             arms = {"plain": base, "jumps": optax.chain(base, optax_introspect.introspect(r.jump_steps))}
             for arm, tx in arms.items():
                 images = context.images(self.experiment.data)
-                task = Task(NETWORKS[r.network], images, r.batch_size, 0, r.augmentation)
+                task = Task(NETWORKS[r.network], images, r.batch_size, self.seed, r.augmentation)
                 reported = 0
                 for step, _ in record(task, tx, folder / arm, settings, r.steps, r.every):
                     context.advance(step - reported)
@@ -128,7 +137,8 @@ class MovementUnit:
                     context.check_time()
             histories = [WeightHistory.open(folder / arm / "history") for arm in arms]
             journal = runs.Journal(folder / "journal.jsonl", self._header(context), None)
-            for line in summary(*histories):
+            # Of one seed the curves are shown, of the others they would only take space.
+            for line in [*summary(histories[0]), *(curves(*histories) if self.seed == 0 else [])]:
                 journal.write(line)
             journal.complete(self._path(context), {"end": "complete"})
 
@@ -136,31 +146,39 @@ class MovementUnit:
         return {
             "experiment": self.experiment.name,
             **self.recorded.settings(),
+            "seed": self.seed,
             "images": context.images(self.experiment.data).source.partition(",")[0],
             "versions": runs.versions(),
             "machine": runs.machine(),
         }
 
     def _path(self, context: Context) -> Any:
-        return runs.path_of(context.workdir, self.experiment.name, self.recorded.name, 0)
+        return runs.path_of(context.workdir, self.experiment.name, self.recorded.name, self.seed)
 
 
-def summary(plain: WeightHistory, jumps: WeightHistory) -> list[runs.Line]:
-    """Returns what figures of the movement of weights show, a line for each.
+def summary(plain: WeightHistory) -> list[runs.Line]:
+    """Returns how much weights change, a line for each measure: its histogram, and which share carries half of it.
 
-    Two histograms; which share of the weights carries half of the change; and the curves of weights from every fourth
-    bin of the first histogram, without and with jumps.
+    Besides, which share of the weights never moves.
     """
     change = optax_introspect.weight_change(plain)
-    lines = [_histogram("difference", change.difference), _histogram("deviation", change.deviation)]
-    for name, values in zip(("difference", "deviation"), change, strict=True):
+    lines = [_histogram(name, values) for name, values in change._asdict().items()]
+    for name, values in change._asdict().items():
         lines.append({"share_of": name, "share": carrying_half(values), "weights": len(values)})
-    chosen = _from_bins(change.difference)
-    steps = plain.steps.tolist()
-    curves = {name: np.stack([h.read(s)[chosen] for s in steps]).T for name, h in (("plain", plain), ("jumps", jumps))}
-    for i, weight in enumerate(chosen):
-        both = {name: [float(f"{x:.6g}") for x in curve[i].tolist()] for name, curve in curves.items()}
-        lines.append({"weight": int(weight), "difference": float(change.difference[weight]), **both})
+    return [*lines, {"unmoved": float(np.mean(change.deviation == 0))}]
+
+
+def curves(plain: WeightHistory, jumps: WeightHistory) -> list[runs.Line]:
+    """Returns the curves of one weight from each bin of both histograms, without and with jumps, a line for each."""
+    change = optax_introspect.weight_change(plain)._asdict()
+    steps = plain.steps.tolist()[::CURVE_EVERY]
+    both = [np.stack([history.read(step) for step in steps]) for history in (plain, jumps)]
+    lines: list[runs.Line] = []
+    for name, values in change.items():
+        for weight in _from_bins(values):
+            measures = {measure: float(of_all[weight]) for measure, of_all in change.items()}
+            without, with_jumps = ([float(f"{x:.5g}") for x in history[:, weight].tolist()] for history in both)
+            lines.append({"weight": int(weight), "bins_of": name, **measures, "plain": without, "jumps": with_jumps})
     return [*lines, {"steps": steps}]
 
 
@@ -177,17 +195,13 @@ def _histogram(name: str, values: Array) -> runs.Line:
 
 
 def _from_bins(values: Array) -> Array:
-    """Returns some weights of every fourth bin of the histogram of a measure, by one fixed choice."""
+    """Returns a weight of each bin of the histogram of a measure that has any, by one fixed choice."""
     random = np.random.default_rng(0)
-    edges = np.histogram_bin_edges(values, BINS // 4)
-    chosen = []
+    edges = np.histogram_bin_edges(values, BINS)
     bin_of = np.searchsorted(edges[1:-1], values, side="right")  # on an edge, a weight is in the upper bin only
-    for i in range(len(edges) - 1):
-        here = np.flatnonzero(bin_of == i)
-        chosen += random.choice(here, min(CURVES_PER_BIN, len(here)), replace=False).tolist()
-    return np.array(sorted(chosen))
+    return np.array([random.choice(np.flatnonzero(bin_of == i)) for i in np.unique(bin_of)])
 
 
-def movement_units(experiment: Movement, arms: tuple[Recorded, ...]) -> list[MovementUnit]:
+def movement_units(experiment: Movement, arms: Sequence[Recorded], seeds: Sequence[int]) -> list[MovementUnit]:
     """Returns what there is to do, one training at a time."""
-    return [MovementUnit(experiment, recorded) for recorded in arms]
+    return [MovementUnit(experiment, recorded, seed) for seed in seeds for recorded in arms]

@@ -102,7 +102,7 @@ class Study:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """There is one; what it trains may have others of its own."""
+        """By default there is one; what it trains may have others of its own."""
         return (0,)
 
     @property

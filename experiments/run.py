@@ -263,7 +263,7 @@ def units_of(experiment: Experiment, arms: tuple[Any, ...], seeds: tuple[int, ..
         return training_units(experiment, arms, seeds)
     if not seeds:
         return []
-    return fit_units(experiment, arms) if isinstance(experiment, Fits) else movement_units(experiment, arms)
+    return fit_units(experiment, arms) if isinstance(experiment, Fits) else movement_units(experiment, arms, seeds)
 
 
 def _seeds(experiment: Experiment, arm: Any) -> tuple[int, ...]:

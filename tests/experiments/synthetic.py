@@ -127,9 +127,14 @@ def _movement(recorded, seed):
         counts, edges = np.histogram(of, movement.BINS)
         lines.append({"histogram": name, "low": edges[0], "high": edges[-1], "counts": counts.tolist()})
         lines.append({"share_of": name, "share": movement.carrying_half(of), "weights": len(of)})
+    lines.append({"unmoved": 0.125})
+    if seed > 0:
+        return lines
     for weight in range(40):
         difference = 0.2 * (weight - 20) / 20
         plain = [difference * (1 - math.exp(-step / 5000)) for step in steps]
         jumps = [difference * (1 - math.exp(-(step + 3000 * (step > 6000)) / 5000)) for step in steps]
-        lines.append({"weight": weight, "difference": difference, "plain": plain, "jumps": jumps})
+        measures = {"difference": difference, "deviation": abs(difference) / 2}
+        bins_of = "difference" if weight % 2 else "deviation"
+        lines.append({"weight": weight, "bins_of": bins_of, **measures, "plain": plain, "jumps": jumps})
     return [*lines, {"steps": steps}]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import movement as module
-from experiments.movement import Movement, MovementUnit, Recorded, carrying_half, movement_units, summary
+from experiments.movement import Movement, MovementUnit, Recorded, carrying_half, curves, movement_units, summary
 from experiments.networks import NETWORKS
 from experiments.records import Paper
 from experiments.runner import Context, StoppedError
@@ -42,44 +42,54 @@ def write_history(folder, weights):
     return WeightHistory.open(folder)
 
 
-def test_the_summary_of_a_toy(tmp_path):
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
     """Weight i of 101 ends i/8 from where it began, on a curve; with jumps, twice as far."""
     start, way = np.arange(101) / 8 - 4, np.arange(101) / 8
-    plain = {step: start + way * (step / 40) ** 2 for step in (0, 20, 40)}
-    jumps = {step: start + 2 * way * (step / 40) ** 2 for step in (0, 20, 40)}
-    lines = summary(write_history(tmp_path / "plain", plain), write_history(tmp_path / "jumps", jumps))
+    folder = tmp_path_factory.mktemp("toy")
+    steps = (0, 10, 20, 30, 40)
+    plain = {step: start + way * (step / 40) ** 2 for step in steps}
+    jumps = {step: start + 2 * way * (step / 40) ** 2 for step in steps}
+    histories = write_history(folder / "plain", plain), write_history(folder / "jumps", jumps)
+    return SimpleNamespace(way=way, plain=plain, jumps=jumps, histories=histories)
 
-    difference, deviation, *shares, first = lines[:5]
+
+def test_the_summary_of_a_toy(toy):
+    difference, deviation, *shares, unmoved = summary(toy.histories[0])
     assert (difference["histogram"], deviation["histogram"]) == ("difference", "deviation")
     assert (difference["low"], difference["high"]) == (0, 12.5)
-    assert deviation["high"] == pytest.approx(12.5 * np.sqrt((0.25**2 + 1) / 3))
+    assert deviation["high"] == pytest.approx(12.5 * np.sqrt(np.mean(np.array([0, 0.25, 0.5, 0.75, 1]) ** 4)))
     for histogram in (difference, deviation):
         assert len(histogram["counts"]) == 100
         assert sum(histogram["counts"]) == 101
         assert max(histogram["counts"]) <= 2
     # Of all weights, the last 30 carry half; the same of both measures.
-    assert sum(way[71:]) >= sum(way) / 2 > sum(way[72:])
+    assert sum(toy.way[71:]) >= sum(toy.way) / 2 > sum(toy.way[72:])
     assert shares == [{"share_of": name, "share": 30 / 101, "weights": 101} for name in ("difference", "deviation")]
+    assert unmoved == {"unmoved": 1 / 101}
 
-    *curves, last = lines[4:]
-    assert first == curves[0]
+
+def test_the_curves_of_a_toy(toy):
+    *found, last = curves(*toy.histories)
     assert last == {"steps": [0, 20, 40]}
-    numbers = [curve["weight"] for curve in curves]
-    assert numbers == sorted(set(numbers))  # none of them twice
-    # From each of 25 bins two, though every fourth weight lies on an edge.
-    assert np.histogram(way[numbers], 25, (0, 12.5))[0].tolist() == [2] * 25
-    for curve in curves:
+    for measure, highest in (("difference", 12.5), ("deviation", 6.5737)):
+        of_measure = [curve for curve in found if curve["bins_of"] == measure]
+        values = np.array([curve[measure] for curve in of_measure])
+        # From each of 100 bins one, though all weights lie on edges.
+        assert np.minimum(values / highest * 100 + 0.01, 99).astype(int).tolist() == list(range(100))
+    assert len(found) == 200
+    for curve in found:
         i = curve["weight"]
-        assert curve["difference"] == pytest.approx(way[i], abs=1e-6)
-        np.testing.assert_allclose(curve["plain"], [plain[step][i] for step in plain], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(curve["jumps"], [jumps[step][i] for step in jumps], rtol=1e-5, atol=1e-6)
-        assert all(len(repr(value)) < 14 for value in curve["plain"])  # six digits are enough
+        assert curve["difference"] == pytest.approx(toy.way[i], abs=1e-6)
+        for name, weights in (("plain", toy.plain), ("jumps", toy.jumps)):
+            np.testing.assert_allclose(curve[name], [weights[step][i] for step in (0, 20, 40)], rtol=1e-4, atol=1e-6)
+        assert all(len(repr(value)) < 13 for value in curve["plain"])  # five digits are enough
 
 
 # The unit.
 
 RECORDING = Recorded("tiny-sgd", "Tiny", "tiny", "sgd", 0.1, 50, 20, 2, (10, 14))
-EXPERIMENT = Movement("movement", "How?", 1, Paper("nothing"), "", (RECORDING,))
+EXPERIMENT = Movement("movement", "How?", 1, Paper("nothing"), "", (RECORDING,), 2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +102,7 @@ def small():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir, told = tmp_path_factory.mktemp("movement"), []
-    unit, context = MovementUnit(EXPERIMENT, RECORDING), tiny.context(workdir, advance=told.append)
+    unit, context = MovementUnit(EXPERIMENT, RECORDING, 0), tiny.context(workdir, advance=told.append)
     assert unit.steps(context) == 40
     unit.run(context)
     assert (sum(told), unit.steps(context)) == (40, 0)
@@ -118,25 +128,26 @@ def test_what_is_written(finished):
     assert end == {"end": "complete"}
     assert lines[0]["histogram"] == "difference"
     assert sum(lines[0]["counts"]) == 784 * 8 + 8 + 8 * 10 + 10
-    assert lines[-1] == {"steps": list(range(0, 21, 2))}
+    assert lines[4]["unmoved"] > 0  # the pixels that are always dark
+    assert lines[-1] == {"steps": list(range(0, 21, 4))}
     moved = 0
-    for line in lines[4:-1]:
+    for line in lines[5:-1]:
         plain, jumps = np.array(line["plain"]), np.array(line["jumps"])
         assert line["difference"] == pytest.approx(plain[-1] - plain[0], abs=1e-5)
-        np.testing.assert_allclose(jumps[:6], plain[:6], rtol=0, atol=1e-5)  # up to the first jump, at step 10
-        moved += abs(jumps[6] - plain[6]) > 1e-3
+        np.testing.assert_allclose(jumps[:3], plain[:3], rtol=0, atol=1e-5)  # up to the first jump, at step 10
+        moved += abs(jumps[3] - plain[3]) > 1e-3
     assert moved > 5
 
 
 def test_it_is_not_run_again(finished, monkeypatch):
     monkeypatch.setattr(module, "record", None)
     before = results(finished).stat().st_mtime_ns
-    MovementUnit(EXPERIMENT, RECORDING).run(tiny.context(finished))
+    MovementUnit(EXPERIMENT, RECORDING, 0).run(tiny.context(finished))
     assert results(finished).stat().st_mtime_ns == before
 
 
 def test_other_settings_are_refused(finished):
-    other = MovementUnit(EXPERIMENT, dataclasses.replace(RECORDING, jump_steps=(10, 15)))
+    other = MovementUnit(EXPERIMENT, dataclasses.replace(RECORDING, jump_steps=(10, 15)), 0)
     for check in (other.check, other.run):
         with pytest.raises(ValueError, match=r"jump_steps was \[10, 14\] and is \[10, 15\]"):
             check(tiny.context(finished))
@@ -155,15 +166,23 @@ def test_the_time_is_up(finished, tmp_path, monkeypatch):
     for stop in (4, 11 + 5):
         state.asked, state.stop = 0, stop
         with pytest.raises(StoppedError):
-            MovementUnit(EXPERIMENT, RECORDING).run(tiny.context(tmp_path))
+            MovementUnit(EXPERIMENT, RECORDING, 0).run(tiny.context(tmp_path))
         assert not results(tmp_path).exists()
     state.stop = None
-    MovementUnit(EXPERIMENT, RECORDING).run(tiny.context(tmp_path))
+    MovementUnit(EXPERIMENT, RECORDING, 0).run(tiny.context(tmp_path))
     assert results(tmp_path).read_bytes() == results(finished).read_bytes()
+
+
+def test_another_seed_has_no_curves(tmp_path):
+    MovementUnit(EXPERIMENT, RECORDING, 1).run(tiny.context(tmp_path))
+    _, *lines, _ = map(json.loads, (tmp_path / "movement" / "tiny-sgd" / "seed-1.jsonl").read_text().splitlines())
+    assert [next(iter(line)) for line in lines] == ["histogram", "histogram", "share_of", "share_of", "unmoved"]
 
 
 def test_units():
     experiment = EXPERIMENTS["movement"]
-    units = movement_units(experiment, experiment.recorded)
-    assert [unit.name for unit in units] == ["movement, convolutional-sgd", "movement, dense-adam"]
-    assert movement_units(experiment, experiment.recorded[1:]) == units[1:]
+    units = movement_units(experiment, experiment.recorded, (0, 2))
+    assert [unit.name for unit in units] == [
+        f"movement, {name}, seed {seed}" for seed in (0, 2) for name in ("convolutional-sgd", "dense-adam")
+    ]
+    assert movement_units(experiment, experiment.recorded[1:], (0,)) == units[1:2]
