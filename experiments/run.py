@@ -21,6 +21,7 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from . import runs
 from .data import Images, load
@@ -89,14 +90,13 @@ def list_experiments(workdir: Path = WORKDIR) -> None:
     Args:
       workdir: the folder whose complete runs are counted.
     """
-    name_column = Column("name", no_wrap=True)  # or it could not be typed
-    table = Table(name_column, "question", "arms", "seeds", "minutes", "done", box=box.SIMPLE)
+    numbers = (Column(name, justify="right", no_wrap=True) for name in ("arms", "seeds", "minutes", "done"))
+    table = Table("name, and what it asks", *numbers, box=box.SIMPLE)
     for name, experiment in EXPERIMENTS.items():
         expected = [(arm.name, seed) for arm in experiment.arms for seed in _seeds(experiment, arm)]
         done = sum(runs.path_of(workdir, name, arm, seed).exists() for arm, seed in expected)
         table.add_row(
-            name,
-            experiment.question,
+            _name_and(experiment.question, name),
             str(len(experiment.arms)),
             str(len(experiment.seeds)),
             str(experiment.minutes),
@@ -105,9 +105,16 @@ def list_experiments(workdir: Path = WORKDIR) -> None:
     for name, record in IMAGENET.items():
         done = sum(runs.path_of(workdir, name, arm.name, 0).exists() for arm in record.arms)
         arms = len(record.arms)
-        table.add_row(name, record.question, str(arms), "1", "days, --data", f"{done} of {arms}")
-    table.caption = "minutes: for all of it, on two CPU cores; done: complete runs in the workdir"
+        table.add_row(_name_and(record.question, name), str(arms), "1", "days", f"{done} of {arms}")
+    table.caption = (
+        "minutes: for all of it, on two CPU cores; done: complete runs in the workdir; alexnet_1 and inception_v1 need "
+        "--data, a folder with ImageNet"
+    )
     Console().print(table)
+
+
+def _name_and(question: str, name: str) -> Text:
+    return Text.assemble((name, "bold"), "\n", (question, "dim"), "\n")
 
 
 def run(
@@ -146,6 +153,8 @@ def run(
         _run_imagenet(names, arms, seeds, steps, workdir, minutes, imagenet)
         return
     chosen = choose(names, arms, seeds, steps)
+    if steps is not None and workdir == WORKDIR:
+        raise ValueError(f"with other steps it is another experiment, which has no place in {WORKDIR}: give --workdir")
     if processes is not None and processes < 1:
         raise ValueError(f"processes must be at least 1; got {processes}")
     if minutes is not None and not minutes > 0:
@@ -233,6 +242,10 @@ def choose(
                 raise ValueError(f"{experiment.name} cannot be run with other steps")
             experiment, some_arms = _with_steps(experiment, {arm.name for arm in some_arms}, steps)
         chosen.append((experiment, some_arms, some_seeds))
+    foreseen = {f"{arm.name} of {e.name}": _seeds(e, arm) for e, some_arms, _ in chosen for arm in some_arms}
+    if seeds and not any(set(seeds) & set(those) for those in foreseen.values()):
+        there = "; ".join(f"{name} has {list(those)}" for name, those in foreseen.items())
+        raise ValueError(f"there is no run of seeds {list(seeds)}: {there}")
     return chosen
 
 
@@ -359,7 +372,8 @@ class _Teller:
 
     def tell(self) -> None:
         """Tells of what was not told yet."""
-        _news.put((self._number, self._untold))
+        if self._untold:
+            _news.put((self._number, self._untold))
         self._untold, self._told_at = 0, time.monotonic()
 
 

@@ -75,7 +75,7 @@ def test_some_arms_and_seeds():
         (
             ["mnist_4"],
             {"arms": ["plain", "simple"]},
-            "unknown arms simple; mnist_4 have plain, introspection, two-point-1.3",
+            "unknown arms simple; mnist_4 have plain, introspection, introspection-equivariant, two",
         ),
         (
             ["mnist_4", "predictors"],
@@ -83,6 +83,11 @@ def test_some_arms_and_seeds():
             "unknown arms oracle; mnist_4, predictors have plain, .*, l1, ",
         ),
         (["mnist_4"], {"seeds": [0, 3, 7]}, r"unknown seeds \[3, 7\]; mnist_4 have \[0, 1, 2\]"),
+        (
+            ["mnist_1-sgd"],
+            {"arms": ["quadratic-1.25"], "seeds": [1]},
+            r"there is no run of seeds \[1\]: quadratic-1.25 of mnist_1-sgd has \[0\]",
+        ),
         (["mnist_4"], {"steps": 4000}, "steps must be more than the last jump step of mnist_4, 4000; got 4000"),
         (["mnist_4"], {"steps": 0, "arms": ["plain"]}, "steps must be more than .*, 0; got 0"),
         (["mnist_4"], {"steps": -1, "arms": ["plain"]}, "steps must be more than .*, 0; got -1"),
@@ -95,6 +100,13 @@ def test_what_cannot_be_chosen(names, options, message):
         choose(names, **({"arms": (), "seeds": (), "steps": None} | options))
 
 
+def test_other_steps_have_no_place_among_the_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"with other steps it is another experiment, .* give --workdir"):
+        run(("mnist_4",), steps=5000)
+    assert list(tmp_path.iterdir()) == []
+
+
 def steps_of(*names, **options):
     ((experiment, arms, _),) = choose(names, options.get("arms", ()), (), options["steps"])
     assert set(arms) <= set(experiment.arms)
@@ -102,9 +114,12 @@ def steps_of(*names, **options):
     return {arm.name: arm.steps for arm in arms}, {arm.name for arm in experiment.arms}
 
 
+MNIST_4 = ("plain", "introspection", "introspection-equivariant", "two-point-1.3")
+
+
 def test_fewer_steps():
-    assert steps_of("mnist_4", steps=4001)[0] == {"plain": 4001, "introspection": 4001, "two-point-1.3": 4001}
-    assert steps_of("mnist_4", steps=100_000)[0] == {"plain": 7000, "introspection": 7000, "two-point-1.3": 7000}
+    assert steps_of("mnist_4", steps=4001)[0] == dict.fromkeys(MNIST_4, 4001)
+    assert steps_of("mnist_4", steps=100_000)[0] == dict.fromkeys(MNIST_4, 7000)
     # Arms that were not asked for and would jump too late are no longer of the experiment.
     assert steps_of("mnist_4", arms=("plain",), steps=100) == ({"plain": 100}, {"plain"})
     arms, others = steps_of("mnist_3-schedules", arms=("1000-by-500-x2",), steps=1501)
@@ -115,12 +130,12 @@ def test_fewer_steps():
 
 
 def test_arms_without_jumps_are_trained_each_however_few_steps_they_have():
-    ((experiment, arms, seeds),) = choose(["mnist_3-budgets"], ["plain-1875-x2", "plain-3750-x2"], [0], 1000)
+    ((experiment, arms, seeds),) = choose(["mnist_3-budgets"], ["plain-1875-x4", "plain-3750-x4"], [0], 1000)
     assert [unit.trunk for unit in module.units_of(experiment, arms, seeds)] == list(arms)
 
 
 def test_units_of_every_kind():
-    for name, kinds in (("predictors", 3), ("movement", 2), ("mnist_4", 3)):
+    for name, kinds in (("predictors", 3), ("movement", 6), ("mnist_4", 3)):
         ((experiment, arms, seeds),) = choose([name], (), (), None)
         units = module.units_of(experiment, arms, seeds)
         assert len(units) == kinds
@@ -167,10 +182,10 @@ def test_the_list_names_every_experiment(columns, tmp_path, monkeypatch, capsys)
     list_experiments(tmp_path)
     rows = {words[0]: words for line in capsys.readouterr().out.splitlines() if (words := line.split())}
     assert {*EXPERIMENTS, "alexnet_1", "inception_v1"} <= set(rows)
-    assert rows["mnist_4"][-6:] == ["3", "3", "15", "3", "of", "9"]
+    assert rows["mnist_4"][-6:] == ["4", "3", "20", "3", "of", "12"]
     assert rows["mnist_1-sgd"][-3:] == ["0", "of", "17"]
     assert rows["predictors"][-3:] == ["0", "of", str(len(FITS))]
-    assert rows["movement"][-3:] == ["0", "of", str(len(EXPERIMENTS["movement"].recorded))]
+    assert rows["movement"][-3:] == ["0", "of", str(3 * len(EXPERIMENTS["movement"].recorded))]
 
 
 # The command.
@@ -421,7 +436,8 @@ def test_work_that_is_over_before_it_begins(tmp_path, monkeypatch):
         unit = Fake(f"until-{deadline}")
         assert module._work(7, unit) == stopped
         assert unit.path(module._context).exists() != stopped
-    assert told == [(7, 1)] * 4
+    assert sum(steps for _, steps in told) == 4
+    assert {number for number, _ in told} == {7}
 
 
 WORKER = """
