@@ -13,7 +13,7 @@ from experiments.data import AUGMENTATIONS, DATA
 from experiments.fits import FITS, HISTORIES, Fits
 from experiments.forecasters import FITTED, FORECASTERS
 from experiments.movement import Movement
-from experiments.networks import NETWORKS
+from experiments.networks import INITIAL_WEIGHTS, NETWORKS
 from experiments.optimizers import AVERAGING, DECAYS, LEAVES, OPTIMIZERS, mask
 from experiments.records import Training
 from experiments.runner import training_units
@@ -276,6 +276,10 @@ def test_rates():
             assert {(arm.rate, arm.decay) for arm in arms if arm.name.startswith(f"{name}-x")} == {
                 (rate, decay) for rate in rates for decay in ("none", "cosine")
             }
+
+
+def test_it_is_said_how_every_network_starts():
+    assert INITIAL_WEIGHTS.keys() == NETWORKS.keys()
 
 
 def test_fits_and_recordings():

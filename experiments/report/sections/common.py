@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from ...table import EXPERIMENTS
+from ...networks import INITIAL_WEIGHTS
+from ...records import Training
+from ...table import EXPERIMENTS, Experiment
 from ..blocks import Block, Claim, Section, Text
 from ..results import Results
 
@@ -41,10 +43,16 @@ def section(
         commands=[command(results, name) for name in names],
         progress=", ".join(f"{name} {done} of {foreseen}" for name, (done, foreseen) in progress.items()),
         paper="; ".join(dict.fromkeys(record.paper.text for record in records if record.paper)),
-        choices=" ".join(dict.fromkeys(record.choices for record in records if record.choices)),
+        choices=" ".join(dict.fromkeys(text for record in records for text in _chosen(record))),
         claims=claims,
         blocks=[*blocks, *hints],
     )
+
+
+def _chosen(record: Experiment) -> list[str]:
+    """Returns how the network of an experiment starts, and what else was chosen, in sentences."""
+    start = [f"{record.network} starts with {INITIAL_WEIGHTS[record.network]}."] if isinstance(record, Training) else []
+    return [*start, record.choices] if record.choices else start
 
 
 def command(results: Results, name: str) -> str:
