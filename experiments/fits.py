@@ -87,9 +87,9 @@ class Fits(Study):
     minutes: int = 15
     paper: Paper = _PAPER
     choices: str = (
-        "How N_0 starts and how long it runs is not given: LeCun normal and 20 000 steps, and two variants. Steps t are "
-        "uniform. Of the examples half are from the 50 % of weights that have moved most, a quarter each from the next "
-        "and the last 25 %, as the paper has it, though that reweights hardly anything. The learning rate of the "
+        "How N_0 starts and how long it runs is not given: LeCun normal and 20 000 steps, and two variants. Steps t "
+        "are uniform. Of the examples half are from the 50 % of weights that have moved most, a quarter each from the "
+        "next and the last 25 %, as the paper has it, though that reweights hardly anything. The learning rate of the "
         "predictor is halved every 8000 steps: by how much it falls is not given."
     )
 

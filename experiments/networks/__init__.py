@@ -52,8 +52,8 @@ INITIAL_WEIGHTS: dict[str, str] = {
     "CIFAR_1": "kernels normal, with standard deviation 1e-4 (convolutions), 0.04 and 1/192 (the last), biases 0",
     **dict.fromkeys(
         ("AlexNet", "AlexNet, narrow"),
-        "kernels normal with standard deviation 0.01, or what gives sums the same one in a narrow network; biases 1 in the "
-        "second, fourth and fifth convolution and the hidden layers, else 0",
+        "kernels normal with standard deviation 0.01, or what gives sums the same one in a narrow network; biases 1 in "
+        "the second, fourth and fifth convolution and the hidden layers, else 0",
     ),
     **dict.fromkeys(
         ("Inception", "Inception, narrow"),
