@@ -141,7 +141,7 @@ class _Run:
         check_batch_size(options.record.batch_size, mesh)
         self.options, self.record, self.feed, self.console = options, options.record, feed, console
         self.done = runs.path_of(workdir, self.record.name, options.arm.name, options.seed)
-        self.folder = self.done.with_suffix("")
+        self.folder = runs.working(workdir, self.record.name, options.arm.name, options.seed)
         forecasts = options.forecaster(workdir)
         self.settings = options.settings(feed.classes, feed.examples, forecasts)
         decay_steps = self.record.optimizer.rate.steps(feed.examples, self.record.batch_size)

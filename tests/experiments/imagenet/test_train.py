@@ -36,8 +36,12 @@ def done(workdir, arm="two-point"):
     return workdir / "tiny" / arm / "seed-0.jsonl"
 
 
+def working(workdir):
+    return workdir / ".working" / "tiny" / "two-point" / "seed-0"
+
+
 def journal(workdir):
-    return done(workdir).with_suffix("") / "journal.jsonl"
+    return working(workdir) / "journal.jsonl"
 
 
 def lines_of(path):
@@ -45,7 +49,7 @@ def lines_of(path):
 
 
 def checkpoints_of(workdir):
-    return {int(path.name) for path in (done(workdir).with_suffix("") / "checkpoints").iterdir()}
+    return {int(path.name) for path in (working(workdir) / "checkpoints").iterdir()}
 
 
 def feed_that(does, at, split="training"):
@@ -112,6 +116,11 @@ class TestComplete:
         assert capsys.readouterr().out.replace("\n", "") == f"Complete: {done(tmp_path)}"
         assert done(tmp_path).read_bytes() == before
 
+    def test_only_the_results_are_where_results_are(self, tmp_path):
+        trained(tmp_path, steps=7)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".working", "tiny"]
+        assert [path for path in (tmp_path / "tiny").rglob("*") if path.is_file()] == [done(tmp_path)]
+
     def test_more_steps_go_on(self, tmp_path, uninterrupted):
         assert trained(tmp_path, steps=7) == Outcome.COMPLETE
         assert [*losses(done(tmp_path))[1]] == [6, 7]
@@ -158,7 +167,7 @@ class TestResume:
     def test_from_the_checkpoint_before(self, tmp_path, uninterrupted, damaged):
         with pytest.raises(RuntimeError, match="killed"):
             trained(tmp_path, feed_that(fail, 7), checkpoint_minutes=0)
-        folder = done(tmp_path).with_suffix("") / "checkpoints" / str(damaged)
+        folder = working(tmp_path) / "checkpoints" / str(damaged)
         folder.rename(tmp_path / "damaged")
         assert trained(tmp_path) == Outcome.COMPLETE
         assert losses(done(tmp_path)) == uninterrupted
@@ -194,7 +203,7 @@ class TestResume:
             trained(tmp_path, steps=6)
 
     def test_somebody_else_works_on_it(self, tmp_path):
-        folder = done(tmp_path).with_suffix("")
+        folder = working(tmp_path)
         with runs.locked(folder), pytest.raises(BlockingIOError, match=f"another run works on {folder}"):
             trained(tmp_path)
 
