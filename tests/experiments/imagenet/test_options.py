@@ -1,4 +1,5 @@
 import dataclasses
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ class TestResolve:
         assert chosen.record == ALEXNET_1
         assert chosen.arm == ALEXNET_1.arm("introspection")
         assert chosen.dtype is None
+        assert chosen.deadline is None
 
     def test_what_was_asked_for_decides(self):
         chosen = resolve(
@@ -61,6 +63,10 @@ class TestResolve:
         assert dataclasses.astuple(chosen.record)[:4] == (*dataclasses.astuple(ALEXNET_1)[:3], 67)
         assert (chosen.record.batch_size, chosen.record.steps, chosen.arm.jump_steps) == (16, 20, (4, 9))
         assert chosen.dtype == jnp.bfloat16
+
+    def test_the_time_counts_from_now_on(self):
+        before = time.monotonic()
+        assert before + 120 <= resolve(ALEXNET_1, minutes=2).deadline <= time.monotonic() + 120
 
     def test_a_record_without_jumps(self):
         plain = tiny.record(arms=tiny.record().arms[:1])

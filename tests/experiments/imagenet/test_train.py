@@ -14,7 +14,6 @@ from experiments import runs
 from experiments.imagenet import loop
 from experiments.imagenet.checkpoints import CheckpointError, Checkpoints
 from experiments.imagenet.feed import imagenet_feed
-from experiments.imagenet.loop import NotFiniteError
 from experiments.imagenet.mesh import device_mesh
 from experiments.imagenet.photographs import photographs
 from experiments.imagenet.records import ALEXNET_1, Rate, Sgd
@@ -243,23 +242,33 @@ class TestStop:
 
 
 class TestNotFinite:
-    def test_loss(self, tmp_path):
+    def test_loss(self, tmp_path, capsys):
         def not_finite(batch):
             return batch | {"weight": np.full(8, np.nan, np.float32)}
 
-        message = "the loss after 7 steps is not finite, so that training ended; the last checkpoint is of step 6"
-        with pytest.raises(NotFiniteError, match=message):
-            trained(tmp_path, feed_that(not_finite, 6), checkpoint_minutes=0)
+        feed, console = feed_that(not_finite, 6), Console(width=200)
+        assert trained(tmp_path, feed, console=console, checkpoint_minutes=0) == Outcome.COMPLETE
+        printed = capsys.readouterr().out
+        assert "the loss after 7 steps is not finite, so that training ended; the last checkpoint" in printed
         assert max(checkpoints_of(tmp_path)) == 6
-        assert lines_of(journal(tmp_path))[-1] == {"step": 7, "loss": None, "end": "not finite"}
+        assert lines_of(done(tmp_path))[-2] == {"step": 7, "loss": None}
+        assert runs.read(done(tmp_path)).end == "not finite"
+        assert lines_of(done(tmp_path))[-1].items() >= {"jumps_taken": 1, "jumps_refused": 0}.items()
+        # It is not tried once more, not even with more steps.
+        before = done(tmp_path).read_bytes()
+        for steps in (12, 20):
+            assert trained(tmp_path, feed_that(fail, 0), console=console, steps=steps) == Outcome.COMPLETE
+            assert f"Not finite: {done(tmp_path)}" in capsys.readouterr().out.replace("\n", "")
+        assert done(tmp_path).read_bytes() == before
 
-    def test_weights(self, tmp_path):
+    def test_weights(self, tmp_path, capsys):
         too_fast = Sgd(Rate(3e38, 1.0, 1, "steps"), momentum=0.0)
         record = tiny.record(steps=2, optimizer=too_fast, auxiliary_weight=1e6)
         message = "the weights after 1 steps are not finite, so that training ended; there is no checkpoint yet"
-        with pytest.raises(NotFiniteError, match=message):
-            trained(tmp_path, record=record, checkpoint_minutes=0)
+        assert trained(tmp_path, record=record, console=Console(width=200), checkpoint_minutes=0) == Outcome.COMPLETE
+        assert message in capsys.readouterr().out
         assert checkpoints_of(tmp_path) == set()
+        assert runs.read(done(tmp_path)).end == "not finite"
 
 
 class TestSpace:
@@ -352,7 +361,8 @@ class TestPhotographs:
         assert end["jumps_taken"] == 2
 
     def test_the_command(self, tmp_path):
-        outcome = train(ON_PHOTOGRAPHS, photographs(), tmp_path, steps=3, console=Console(quiet=True), **ASKED)
+        chosen = tiny.options(ON_PHOTOGRAPHS, steps=3, **ASKED)
+        outcome = train(chosen, photographs(), tmp_path, Console(quiet=True))
         assert outcome == Outcome.COMPLETE
         header, *_ = lines_of(tmp_path / "alexnet_1/introspection/seed-0.jsonl")
         assert header["header"]["settings"]["model"]["classes"] == 1000
@@ -361,12 +371,12 @@ class TestPhotographs:
 
     def test_bad_data(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=f"data is not an existing folder: {tmp_path}/none"):
-            train(ON_PHOTOGRAPHS, tmp_path / "none", tmp_path)
+            train(tiny.options(ON_PHOTOGRAPHS), tmp_path / "none", tmp_path)
         assert list(tmp_path.iterdir()) == []
 
     def test_too_small_images(self, tmp_path):
         with pytest.raises(ValueError, match="image_size must be at least 64"):
-            train(ALEXNET_1, photographs(), tmp_path, image_size=30)
+            train(tiny.options(ALEXNET_1, image_size=30), photographs(), tmp_path)
 
     def test_the_devices_are_all(self):
         assert device_mesh().size == jax.device_count()
