@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 
+from ..data.shards import damaged_shards
+
 Split = Literal["train", "val"]
 
 SUFFIXES = (".jpeg", ".jpg", ".png")  # in small or capital letters
@@ -118,7 +120,12 @@ class TfdsSource:
                 f"{self.description}: prepared as {builder.info.file_format.value}, which has no random access; "
                 "prepare it with file_format='array_record'"
             ) from error
-        _check_shards(builder.info.splits[name], expected, self.description)
+        found, damaged = damaged_shards(builder.info.splits[name])
+        if damaged or found != expected:
+            raise ValueError(
+                f"{self.description}: expected {expected} examples, found {found}; "
+                f"missing or incomplete files: {_some(damaged) or 'none'}"
+            )
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -195,28 +202,6 @@ def _newest_version(folder: Path) -> Path:
             f"everything; found {_some(entry.name for entry in entries) or 'nothing'}"
         )
     return versions[max(versions)]
-
-
-def _check_shards(split: Any, expected: int, description: str) -> None:
-    """Checks that all files of a split are there, and complete."""
-    from array_record.python import array_record_module
-
-    found, broken = 0, []
-    for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
-        try:
-            reader = array_record_module.ArrayRecordReader(os.fspath(path))
-            records = reader.num_records()
-            reader.close()
-        except RuntimeError:
-            records = 0
-        found += records
-        if records != length:
-            broken.append(path.name)
-    if broken or found != expected:
-        raise ValueError(
-            f"{description}: expected {expected} examples, found {found}; "
-            f"missing or incomplete files: {_some(broken) or 'none'}"
-        )
 
 
 def _some(names: Any) -> str:

@@ -393,6 +393,13 @@ class TestTfds:
         with pytest.raises(ValueError, match=r"TFDS cifar10 .*: expected labels from 0 to 9, found \[200\]"):
             load_cifar10()
 
+    def test_damaged_files_are_an_error(self, tfds, contents):
+        builder = prepare(tfds, "cifar10", fake_arrays())
+        (shard,) = builder.data_path.glob("*train*")
+        shard.unlink()
+        with pytest.raises(ValueError, match=rf"TFDS cifar10 .*: missing or incomplete files {shard.name}; prepare it"):
+            load_cifar10()
+
     def test_half_prepared_is_passed_over(self, tfds, folder):
         tfds.builder("cifar10").data_path.mkdir(parents=True)
         assert load_cifar10(folder).source == "original files, from the given folder"
