@@ -21,11 +21,13 @@ class TestRecords:
 
     def test_alexnet_is_the_papers(self):
         assert (ALEXNET_1.batch_size, ALEXNET_1.steps) == (128, 300_000)
+        assert (ALEXNET_1.image_size, ALEXNET_1.augmentation) == (227, "alexnet")
         assert ALEXNET_1.arm("introspection").jump_steps == (120_000, 130_000, 144_000, 160_000)
         assert ALEXNET_1.optimizer.rate.steps(EXAMPLES, 128) == 100_000
 
     def test_inception_is_the_papers(self):
         assert (INCEPTION_V1.batch_size, INCEPTION_V1.steps) == (128, 1_500_000)
+        assert (INCEPTION_V1.image_size, INCEPTION_V1.augmentation) == (224, "resized-crop")
         assert [arm.jump_steps for arm in INCEPTION_V1.arms] == [
             (),
             (200_000, 400_000, 600_000),
