@@ -345,7 +345,7 @@ class TestPhotographs:
     def test_the_network_learns_them(self, tmp_path):
         chosen = tiny.options(ON_PHOTOGRAPHS, steps=140, **ASKED)
         feed = imagenet_feed(
-            photographs(), image_size=24, augmentation="resized-crop", batch_size=20, seed=0, workers=0
+            photographs(), image_size=24, augmentation=ALEXNET_1.augmentation, batch_size=20, seed=0, workers=0
         )
         (the_batch,) = feed.validation()
 
@@ -359,6 +359,19 @@ class TestPhotographs:
         assert reports[-1] < reports[0] / 2
         assert lines[-1]["top5"] == 1
         assert end["jumps_taken"] == 2
+
+    def test_the_whole_network_learns_them_through_a_jump(self, tmp_path):
+        """As the command trains it, with its crops, flips and dropout, but at the smallest resolution."""
+        record = dataclasses.replace(ALEXNET_1, report_every=1)
+        chosen = tiny.options(record, image_size=64, batch_size=20, steps=36, jump_steps=(24,))
+        assert train(chosen, photographs(), tmp_path, Console(quiet=True)) == Outcome.COMPLETE
+        shutil.rmtree(tmp_path / ".working")  # half a gigabyte
+        *steps, evaluation, end = lines_of(tmp_path / "alexnet_1/introspection/seed-0.jsonl")[1:]
+        reports = [line["loss"] for line in steps]
+        assert len(reports) == 36
+        assert np.mean(reports[-5:]) < reports[0] - 1.5  # it begins at about log 1000, which is 6.9
+        assert evaluation["validation_loss"] < 4.5
+        assert end == {"end": "complete", "jumps_taken": 1, "jumps_refused": 0}
 
     def test_the_command(self, tmp_path):
         chosen = tiny.options(ON_PHOTOGRAPHS, steps=3, **ASKED)
