@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule], optax.GradientTransform
     "adam": optax.adam,
     "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
     # As TensorFlow's, which the paper's Inception_v1 was trained with: epsilon in the root, the average starts at 1.
-    "rmsprop": lambda rate: optax.rmsprop(rate, decay=0.9, eps=1.0, initial_scale=1.0, momentum=0.9),
+    "rmsprop": lambda rate: optax.rmsprop(rate, decay=0.9, eps=1.0, eps_in_sqrt=True, initial_scale=1.0, momentum=0.9),
 }
 
 # Which leaves jump, by their path.

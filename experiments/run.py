@@ -26,6 +26,7 @@ from rich.text import Text
 from . import runs
 from .data import Images, load
 from .fits import Fits, fit_units
+from .imagenet.options import resolve
 from .imagenet.records import RECORDS as IMAGENET
 from .imagenet.train import Outcome, train
 from .movement import movement_units
@@ -69,7 +70,7 @@ class OnImageNet:
       bfloat16: the network computes in bfloat16; weights stay float32.
       batch_size: examples a step, on all devices together, instead of the paper's.
       image_size: height and width of the images, instead of those of the network.
-      jump_steps: instead of the paper's.
+      jump_steps: instead of the paper's, in the first arm that jumps unless `--arms` names others.
       workers: processes that decode images, for each process of the run; 0 does it in threads.
       checkpoint_minutes: between two checkpoints.
     """
@@ -150,6 +151,9 @@ def run(
       imagenet: how to train on ImageNet.
     """
     if imagenet != OnImageNet() or not IMAGENET.keys().isdisjoint(names):
+        if processes is not None or data_dir is not None:
+            given = "processes" if processes is not None else "data_dir"
+            raise ValueError(f"{given} is not for ImageNet, which trains on all devices, and whose images --data names")
         _run_imagenet(names, arms, seeds, steps, workdir, minutes, imagenet)
         return
     chosen = choose(names, arms, seeds, steps)
@@ -195,7 +199,7 @@ def _run_imagenet(
     """Trains on ImageNet, one run after the other.
 
     Raises:
-      ValueError: something that cannot be run so.
+      ValueError: something that cannot be run so; of settings before anything is trained.
       SystemExit: it stopped before its end.
     """
     if others := [name for name in names if name not in IMAGENET]:
@@ -203,15 +207,23 @@ def _run_imagenet(
     if imagenet.data is None:
         raise ValueError(f"{', '.join(names)} needs --data, the folder of ImageNet")
     settings = {name: value for name, value in vars(imagenet).items() if name != "data"}
-    for name in dict.fromkeys(names):
-        record = IMAGENET[name]
-        for arm in arms or [arm.name for arm in record.arms]:
-            for seed in seeds or (0,):
-                outcome = train(
-                    record, imagenet.data, workdir, arm=arm, seed=seed, steps=steps, minutes=minutes, **settings
-                )
-                if outcome is not Outcome.COMPLETE:
-                    sys.exit(outcome)
+
+    def arms_of(name: str) -> Sequence[str | None]:
+        if arms:
+            return arms
+        # With other jump steps, several arms that jump would be one and the same: None is the first of them.
+        return [arm.name for arm in IMAGENET[name].arms] if imagenet.jump_steps is None else [None]
+
+    chosen = [
+        resolve(IMAGENET[name], arm=arm, seed=seed, steps=steps, minutes=minutes, **settings)
+        for name in dict.fromkeys(names)
+        for arm in arms_of(name)
+        for seed in seeds or (0,)
+    ]
+    for options in chosen:
+        outcome = train(options, imagenet.data, workdir)
+        if outcome is not Outcome.COMPLETE:
+            sys.exit(outcome)
 
 
 def choose(

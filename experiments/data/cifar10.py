@@ -82,7 +82,7 @@ def _from_data_dir(data_dir: Path) -> Images | None:
         if len(_find(folder)) == len(_FILES):
             return _from_files(_in_folder(folder), folder, "original files, from the given folder")
     if (archive := data_dir / _ARCHIVE).is_file():
-        return _from_files(_in_archive(archive), archive, "original archive, from the given folder")
+        return _from_files(_in_archive(archive), archive, "original files, from the archive in the given folder")
     for folder in folders:
         check_complete(folder, _find(folder), list(_FILES))
     return None

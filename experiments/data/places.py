@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from .images import Bytes
+from .shards import damaged_shards
 
 
 def check_data_dir(data_dir: Path | None) -> None:
@@ -38,7 +39,7 @@ def from_tfds(name: str, classes: int, shapes: list[tuple[int, ...]]) -> tuple[s
       Where the data came from, and the training images, training labels, test images and test labels; or None.
 
     Raises:
-      ValueError: if the arrays have other shapes, or there are other labels.
+      ValueError: if files are damaged, the arrays have other shapes, or there are other labels.
     """
     try:
         import tensorflow_datasets as tfds
@@ -52,9 +53,17 @@ def from_tfds(name: str, classes: int, shapes: list[tuple[int, ...]]) -> tuple[s
     except (ImportError, NotImplementedError):
         return None
     source = f"TFDS {name} {builder.version}"
+    # Rather than to pass over it: with the same seed the next place gives other batches.
+    what_to_do = f"prepare it again, or move {builder.data_path} away to have {name} from elsewhere"
+    for split in ("train", "test"):
+        if damaged := damaged_shards(builder.info.splits[split])[1]:
+            raise ValueError(f"{source}: missing or incomplete files {', '.join(damaged)}; {what_to_do}")
     arrays = []
     for split in splits:
-        examples = split.__getitems__(range(len(split)))  # all at once is much faster than one by one
+        try:
+            examples = split.__getitems__(range(len(split)))  # all at once is much faster than one by one
+        except RuntimeError as error:
+            raise ValueError(f"{source}: cannot be read, {error}; {what_to_do}") from error
         images = np.stack([example["image"] for example in examples])
         labels = np.array([example["label"] for example in examples])
         if wrong := sorted(set(labels[(labels < 0) | (labels >= classes)].tolist())):

@@ -175,7 +175,7 @@ class Loop:
             self._reporter.line({"step": self.step, "checkpoint_not_written": error.step})
 
     def _not_finite(self, what: str, step: int) -> NotFiniteError:
-        self._reporter.line({"step": step, "loss": math.nan, "end": "not finite"})
+        self._reporter.line({"step": step, "loss": math.nan})
         self._reporter.commit()
         with contextlib.suppress(CheckpointError):
             self._checkpoints.wait()

@@ -1,6 +1,7 @@
 """What a run does, from a record and what was asked for instead; all of it is checked before anything is begun."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ class Options:
       seed: of the initial weights, the batches and the dropout.
       fsdp: whether weights, optimizer state and snapshots are shared among the devices.
       bfloat16: whether the network computes in bfloat16.
-      minutes: when to stop; None is at the end.
+      deadline: when to stop, on the clock of `time.monotonic`; None is at the end.
       checkpoint_minutes: between two checkpoints.
       workers: processes that decode images, for each process of the run.
     """
@@ -33,7 +34,7 @@ class Options:
     seed: int = 0
     fsdp: bool = False
     bfloat16: bool = False
-    minutes: float | None = None
+    deadline: float | None = None
     checkpoint_minutes: float = 10.0
     workers: int = 0
 
@@ -102,7 +103,7 @@ def resolve(
       batch_size: examples a step, on all devices together.
       steps: updates; jumps that come later aren't made.
       image_size: the height and width of the images.
-      minutes: when to stop.
+      minutes: after how many, from now on, to stop; the same run goes on later.
       checkpoint_minutes: between two checkpoints.
       workers: processes that decode images.
       seed: of everything that is random.
@@ -138,7 +139,7 @@ def resolve(
         seed=seed,
         fsdp=fsdp,
         bfloat16=bfloat16,
-        minutes=minutes,
+        deadline=None if minutes is None else time.monotonic() + 60 * minutes,
         checkpoint_minutes=checkpoint_minutes,
         workers=workers,
     )

@@ -128,7 +128,7 @@ ALEXNET_1 = ImageNetTraining(
     question="Does a predictor fitted on MNIST speed up AlexNet on ImageNet?",
     network="AlexNet",
     image_size=227,
-    augmentation="resized-crop",
+    augmentation="alexnet",
     optimizer=Sgd(Rate(0.01, 0.1, 100_000, "steps"), momentum=0.9),
     batch_size=128,
     steps=300_000,
@@ -143,8 +143,9 @@ ALEXNET_1 = ImageNetTraining(
     ),
     choices=(
         "The paper names no weight decay; AlexNet was published with 5e-4, which the record's optimizer can have, and "
-        "here it is 0. It doesn't say how images are cropped: random crops of 8 to 100 % of the area, of any aspect "
-        "from 3/4 to 4/3, and flips. The learning rate stands outside the momentum, as in Optax and TensorFlow."
+        "here it is 0. It doesn't say how images are cropped: as published with AlexNet, squares of 227 out of the "
+        "central 256 of images whose shorter side is 256, and flips, but without its changes of colour; scores are of "
+        "the central crop alone. The learning rate stands outside the momentum, as in Optax and TensorFlow."
     ),
 )
 
@@ -167,7 +168,8 @@ INCEPTION_V1 = ImageNetTraining(
     choices=(
         "The learning rate falls in steps, once every 2 epochs, and RMSprop is TensorFlow's, whose settings the paper "
         "gives: epsilon within the root, the average of squared gradients begins at 1. The auxiliary heads count 0.3, "
-        "as published. No weight decay, since the paper names none; images are cropped as in AlexNet_1."
+        "as published. No weight decay, since the paper names none. It doesn't say how images are cropped: as with "
+        "GoogLeNet, random crops of 8 to 100 % of the area, of any aspect from 3/4 to 4/3, and flips."
     ),
 )
 

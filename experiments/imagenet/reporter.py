@@ -68,6 +68,9 @@ class Reporter:
             self.say(f"step {line['step']}: {', '.join(shown)}")
         else:
             self._progress.update(self._bar, description=", ".join(shown))
+        if skipped := line.get("skipped"):
+            what = "validation images" if "top1" in line else "training images since the last report"
+            self.say(f"step {line['step']}: {what} that could not be read: {skipped}")
 
     def say(self, text: str) -> None:
         """Shows something above the bar."""

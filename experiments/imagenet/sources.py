@@ -7,14 +7,18 @@ from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
 
+from ..data.shards import damaged_shards
+
 Split = Literal["train", "val"]
 
 SUFFIXES = (".jpeg", ".jpg", ".png")  # in small or capital letters
 CLASSES_FILE = "classes.txt"
 
-# The names of the splits in TFDS, and how many examples they have.
+# The names of the splits in TFDS, and how many examples they have, in TFDS and in folders alike.
 _TFDS_SPLITS = {"train": ("train", 1_281_167), "val": ("validation", 50_000)}
 _TFDS_NAME = "imagenet2012"
+_CLASS_OF_IMAGENET = re.compile(r"n\d{8}")  # what folders of its 1000 classes are called
+_MISSING = 0.001  # the share of the images that may be missing: some leave out the few that are broken
 _NAMED = 5  # how many folders or files a message names
 
 
@@ -54,7 +58,8 @@ def open_source(data: Path, split: Split) -> Source:
     Args:
       data: a folder with `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG` (or .jpg or .png). The class folders, sorted by
         name, are the classes from 0 on; if there is a file `classes.txt`, its lines are, and classes may lack a
-        folder. Or the `data_dir` of TFDS, with `imagenet2012` prepared there as array_record.
+        folder. Of 1000 classes that are called as those of ImageNet, no folder and hardly any image may be missing.
+        Or the `data_dir` of TFDS, with `imagenet2012` prepared there as array_record.
       split: `"train"` or `"val"`.
 
     Raises:
@@ -87,6 +92,7 @@ class FolderSource:
         self.classes = len(self._classes)
         # A million Python strings would take ten times the memory, once more in every worker.
         self._files, self._labels = _list_images(self._folder, self._classes)
+        _check_whole(self._folder, split, self._classes, len(self._files))
         self.description = f"{len(self)} images of {self.classes} classes in {self._folder}"
 
     def __len__(self) -> int:
@@ -118,7 +124,12 @@ class TfdsSource:
                 f"{self.description}: prepared as {builder.info.file_format.value}, which has no random access; "
                 "prepare it with file_format='array_record'"
             ) from error
-        _check_shards(builder.info.splits[name], expected, self.description)
+        found, damaged = damaged_shards(builder.info.splits[name])
+        if damaged or found != expected:
+            raise ValueError(
+                f"{self.description}: expected {expected} examples, found {found}; "
+                f"missing or incomplete files: {_some(damaged) or 'none'}"
+            )
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -172,6 +183,20 @@ def _list_images(folder: Path, classes: list[str]) -> tuple[Any, Any]:
     return np.array(files), np.array(labels, np.int32)
 
 
+def _check_whole(folder: Path, split: Split, classes: list[str], found: int) -> None:
+    """Raises a ValueError if a folder is that of ImageNet, and some of it is missing, as after half a download."""
+    if len(classes) != 1000 or not all(map(_CLASS_OF_IMAGENET.fullmatch, classes)):
+        return
+    _, expected = _TFDS_SPLITS[split]
+    missing = set(classes) - set(_folders(folder))
+    if missing or found < expected * (1 - _MISSING):
+        raise ValueError(
+            f"{folder}: expected the {expected} images of ImageNet, found {found}; "
+            f"classes without a folder: {_some(missing) or 'none'}. If a part of it is wanted, its class folders must "
+            "be called otherwise"
+        )
+
+
 def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
@@ -195,28 +220,6 @@ def _newest_version(folder: Path) -> Path:
             f"everything; found {_some(entry.name for entry in entries) or 'nothing'}"
         )
     return versions[max(versions)]
-
-
-def _check_shards(split: Any, expected: int, description: str) -> None:
-    """Checks that all files of a split are there, and complete."""
-    from array_record.python import array_record_module
-
-    found, broken = 0, []
-    for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
-        try:
-            reader = array_record_module.ArrayRecordReader(os.fspath(path))
-            records = reader.num_records()
-            reader.close()
-        except RuntimeError:
-            records = 0
-        found += records
-        if records != length:
-            broken.append(path.name)
-    if broken or found != expected:
-        raise ValueError(
-            f"{description}: expected {expected} examples, found {found}; "
-            f"missing or incomplete files: {_some(broken) or 'none'}"
-        )
 
 
 def _some(names: Any) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import enum
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from .. import runs
 from . import processes
 from .checkpoints import Checkpoints, check_same
 from .feed import Feed, imagenet_feed
-from .loop import Loop
+from .loop import Loop, NotFiniteError
 from .mesh import check_batch_size, device_mesh
 from .optimizers import optimizer
-from .options import Options, resolve
-from .records import ImageNetTraining
+from .options import Options
 from .reporter import Reporter
 from .steps import Programs
 from .wishes import Clock
@@ -30,7 +28,7 @@ class Outcome(enum.IntEnum):
     """How a run ended; its value is the exit status for that.
 
     Attributes:
-      COMPLETE: all steps are made.
+      COMPLETE: it is over: all steps are made, or its loss or weights were not finite, as its results then say.
       STOPPED: it was told to end by SIGTERM, or its time was up; everything is saved, and the same command goes on. The
         status is that of `EX_TEMPFAIL`: try again.
     """
@@ -39,70 +37,27 @@ class Outcome(enum.IntEnum):
     STOPPED = 75
 
 
-def train(
-    record: ImageNetTraining,
-    data: Path,
-    workdir: Path,
-    *,
-    arm: str | None = None,
-    jump_steps: Sequence[int] | None = None,
-    batch_size: int | None = None,
-    steps: int | None = None,
-    image_size: int | None = None,
-    seed: int = 0,
-    fsdp: bool = False,
-    bfloat16: bool = False,
-    minutes: float | None = None,
-    checkpoint_minutes: float = 10.0,
-    workers: int = 0,
-    console: Console | None = None,
-) -> Outcome:
+def train(options: Options, data: Path, workdir: Path, console: Console | None = None) -> Outcome:
     """Trains a network on ImageNet, and goes on where an earlier call stopped or was killed.
 
     It is one of several processes if the environment says so, see `processes.launch`; they share the workdir. What a
     run needs to go on doesn't depend on how many processes and devices there are, nor on `fsdp`. SIGTERM to any of
     the processes lets all finish a step, save, and end with `Outcome.STOPPED`. A checkpoint that can't be written
     leaves those before it as they were: a run of one process says so, goes on, and tries again later; one of several
-    ends.
+    ends. The checkpoints of a complete run stay: with more steps it goes on from the last one.
 
     Args:
-      record: the experiment.
+      options: what to do, see `options.resolve`.
       data: a folder of images, or where TensorFlow Datasets prepared ImageNet, see `sources.open_source`.
       workdir: the folder for results.
-      arm: which of the runs of the experiment; None is the first one with jumps.
-      jump_steps: other jump steps than the arm's.
-      batch_size: examples a step, of all devices together.
-      steps: updates.
-      image_size: the height and width of the images.
-      seed: of the initial weights, the batches and the dropout.
-      fsdp: whether weights, optimizer state and snapshots are shared among the devices; otherwise all have them.
-      bfloat16: whether the network computes in bfloat16; weights stay float32.
-      minutes: when to stop; the same call goes on later.
-      checkpoint_minutes: between two checkpoints.
-      workers: processes that decode images, for each process; 0 does it in threads.
       console: for people.
 
     Raises:
-      ValueError, FileNotFoundError: arguments, environment or data that can't be used; a checkpoint of another run.
+      ValueError, FileNotFoundError: settings, environment or data that can't be used; a checkpoint of another run.
       BlockingIOError: another run works on it.
       OtherProcessError: another process of this run failed to begin.
       OSError: no space for checkpoints, or the last one could not be written.
-      NotFiniteError: training diverged.
     """
-    options = resolve(
-        record,
-        arm=arm,
-        jump_steps=jump_steps,
-        batch_size=batch_size,
-        steps=steps,
-        image_size=image_size,
-        minutes=minutes,
-        checkpoint_minutes=checkpoint_minutes,
-        workers=workers,
-        seed=seed,
-        fsdp=fsdp,
-        bfloat16=bfloat16,
-    )
     processes.initialise()
     mesh = device_mesh()
     check_batch_size(options.record.batch_size, mesh)
@@ -112,8 +67,8 @@ def train(
             image_size=options.record.image_size,
             augmentation=options.record.augmentation,
             batch_size=options.record.batch_size,
-            seed=seed,
-            workers=workers,
+            seed=options.seed,
+            workers=options.workers,
         )
     return fit(options, feed, workdir, mesh, console)
 
@@ -141,7 +96,7 @@ class _Run:
         check_batch_size(options.record.batch_size, mesh)
         self.options, self.record, self.feed, self.console = options, options.record, feed, console
         self.done = runs.path_of(workdir, self.record.name, options.arm.name, options.seed)
-        self.folder = self.done.with_suffix("")
+        self.folder = runs.working(workdir, self.record.name, options.arm.name, options.seed)
         forecasts = options.forecaster(workdir)
         self.settings = options.settings(feed.classes, feed.examples, forecasts)
         decay_steps = self.record.optimizer.rate.steps(feed.examples, self.record.batch_size)
@@ -168,8 +123,8 @@ class _Run:
             with processes.together():
                 if first:
                     held.enter_context(runs.locked(self.folder))
-            if self._is_complete():
-                self.console.print(f"Complete: {self.done}")
+            if end := self._end():
+                self.console.print(f"{end.capitalize()}: {self.done}")
                 return Outcome.COMPLETE
             shapes = self.programs.shapes
             model = (shapes.params, shapes.statistics)
@@ -190,13 +145,18 @@ class _Run:
                     journal, self._header(), checkpoints.latest, self.record.steps, self.console
                 ) as reporter:
                     loop = self._loop(checkpoints, reporter, ending)
-                    complete = loop.run()
-                    if complete:
-                        reporter.complete(self.done, {"end": "complete", **loop.jumps()})
-        self.console.print(
-            f"Complete: {self.done}" if complete else f"Stopped after {loop.step} steps: the same command goes on."
-        )
-        return Outcome.COMPLETE if complete else Outcome.STOPPED
+                    try:
+                        end = "complete" if loop.run() else None
+                    except NotFiniteError as error:  # on all processes, since it is the same everywhere
+                        reporter.say(str(error))
+                        end = "not finite"
+                    if end:
+                        reporter.complete(self.done, {"end": end, **loop.jumps()})
+        if end is None:
+            self.console.print(f"Stopped after {loop.step} steps: the same command goes on.")
+            return Outcome.STOPPED
+        self.console.print(f"{end.capitalize()}: {self.done}")
+        return Outcome.COMPLETE
 
     def _loop(self, checkpoints: Checkpoints, reporter: Reporter, ending: processes.Ending) -> Loop:
         latest = checkpoints.latest
@@ -206,23 +166,24 @@ class _Run:
             self.feed,
             checkpoints,
             reporter,
-            Clock(ending, self.options.minutes, self.options.checkpoint_minutes),
+            Clock(ending, self.options.deadline, self.options.checkpoint_minutes),
             self.programs.start() if latest is None else checkpoints.restore(),
             latest or 0,
             checkpoints.notes.get("evaluated", False),
         )
 
-    def _is_complete(self) -> bool:
-        """Returns whether there are results of as many steps; of fewer, they are gone on with.
+    def _end(self) -> str | None:
+        """Returns how it ended; None if it didn't yet, or if it is to be gone on with since it was of fewer steps.
 
         Raises:
-          ValueError: they are of another run.
+          ValueError: the results are of another run.
         """
         if not self.done.exists():
-            return False
-        header = runs.read_header(self.done)
-        check_same(str(self.done), header.get("settings", {}), self.settings)
-        return bool(header["steps"] >= self.record.steps)
+            return None
+        run = runs.read(self.done)
+        check_same(str(self.done), run.header.get("settings", {}), self.settings)
+        # What was not finite would be so again.
+        return run.end if run.end == "not finite" or run.header["steps"] >= self.record.steps else None
 
     def _header(self) -> runs.Line:
         mesh = self.programs.mesh

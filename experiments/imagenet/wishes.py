@@ -38,14 +38,14 @@ class Clock:
 
     Args:
       ending: whether this process was told to end.
-      minutes: when the run is to stop; None is never.
+      deadline: when the run is to stop, on the clock of `time.monotonic`; None is never.
       checkpoint_minutes: between two checkpoints.
     """
 
-    def __init__(self, ending: Ending, minutes: float | None, checkpoint_minutes: float):
+    def __init__(self, ending: Ending, deadline: float | None, checkpoint_minutes: float):
         self._ending, self._between = ending, 60 * checkpoint_minutes
         self._tells = jax.process_index() == 0
-        self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
+        self._deadline = deadline
         self._saved_at = time.monotonic()
 
     def wishes(self, skipped: int = 0) -> npt.NDArray[np.int32]:

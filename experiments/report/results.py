@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import fits, runs
 from ..data import DATA
+from ..imagenet.records import RECORDS as IMAGENET
 from ..movement import Recorded
 from ..records import Arm, Training
 from ..runs import Run
@@ -73,7 +74,7 @@ def training(name: str) -> Training:
 
 
 def read(folder: Path) -> Results:
-    """Reads all complete runs of a folder.
+    """Reads all complete runs of a folder, but for those on ImageNet, which have no section in the report.
 
     Args:
       folder: the `workdir` of `run`.
@@ -88,6 +89,8 @@ def read(folder: Path) -> Results:
     found: dict[Key, Run] = {}
     paths: dict[Key, Path] = {}
     for path in sorted(folder.glob("[!.]*/*/seed-*.jsonl")):
+        if path.parts[-3] in IMAGENET:
+            continue
         run = runs.read(path)
         key = (path.parts[-3], path.parts[-2], int(path.stem.removeprefix("seed-")))
         _check_record(path, key, run.header)

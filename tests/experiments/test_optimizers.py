@@ -70,6 +70,20 @@ def test_adam_is_that_of_optax():
     np.testing.assert_allclose(found, -0.02, rtol=1e-4)  # of equal gradients it takes no notice of their size
 
 
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("momentum", 1.0),
+        # Of gradients of 1 the average of squares stays at 1, and epsilon is 1: outside the root it would be 1 / 2.
+        ("rmsprop", 1 / np.sqrt(2)),
+    ],
+)
+def test_optimizers_with_momentum(name, first):
+    experiment = tiny.training(tiny.arm("plain"), optimizer=name, learning_rate=0.01)
+    found = updates_of(optimizer(experiment, experiment.arms[0], None), 4)
+    np.testing.assert_allclose(found, -0.01 * first * np.array([1, 1.9, 2.71, 3.439]), rtol=1e-5)
+
+
 def test_with_a_forecaster_it_is_a_chain_that_jumps():
     jumping = tiny.arm("jumping", "linear", (5, 8), steps=12)
     experiment = tiny.training(tiny.arm("plain"), jumping, optimizer="sgd", learning_rate=1.0)

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from experiments import __main__ as command_line
-from experiments import figures
+from experiments import figures, runs
 from experiments.report import advice, claims, page, report, verdicts, wording
 from experiments.report.results import read
 from experiments.report.sections import cifar10, drops, rows
@@ -633,6 +633,14 @@ def test_runs_of_nothing_known_and_cut_files_are_refused(tmp_path):
     path.write_text(path.read_text()[:-20])
     with pytest.raises(ValueError, match="not the whole of a run"):
         read(tmp_path)
+
+
+def test_runs_on_imagenet_are_passed_over(tmp_path):
+    put(tmp_path, "mnist_4", "plain", 0, {2000: 0.8})
+    path = runs.path_of(tmp_path, "alexnet_1", "plain", 0)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"header":{"experiment":"alexnet_1","versions":{"jax":"0.9"}}}\n{"end":"complete"}\n')
+    assert list(read(tmp_path).runs) == [("mnist_4", "plain", 0)]
 
 
 def test_what_a_run_needs_to_go_on_is_no_result(tmp_path):

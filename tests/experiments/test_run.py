@@ -1,7 +1,6 @@
 """The commands `list` and `run`: what is chosen, in which order, and in processes of their own."""
 
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -353,40 +352,83 @@ def test_bad_input_ends_with_a_message(monkeypatch, tmp_path, arguments, message
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("stopped_at", [None, 2])
-def test_imagenet(monkeypatch, tmp_path, stopped_at):
-    """One run after the other, each with what was asked for, until one stops."""
+# ImageNet.
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What was trained on ImageNet: the options of each run, with the folders."""
     calls = []
 
-    def train(record, data, workdir, **settings):
-        calls.append((record.name, settings.pop("arm"), settings.pop("seed"), data, workdir, settings))
-        return Outcome.STOPPED if len(calls) == stopped_at else Outcome.COMPLETE
+    def train(options, data, workdir):
+        calls.append((options, data, workdir))
+        return Outcome.STOPPED if options.seed == 2 else Outcome.COMPLETE
 
     monkeypatch.setattr(module, "train", train)
-    options = OnImageNet(tmp_path, fsdp=True, batch_size=256, jump_steps=(3, 5))
-    asked = functools.partial(run, seeds=(0, 1), steps=9, workdir=tmp_path / "w", minutes=5.0, imagenet=options)
-    if stopped_at is None:
-        asked(("alexnet_1", "inception_v1"), arms=("plain",))
-    else:
-        with pytest.raises(SystemExit) as exited:
-            asked(("alexnet_1",))
-        assert exited.value.code == 75
-    expected = [("alexnet_1", "plain", 0), ("alexnet_1", "plain", 1)]
-    expected += [("inception_v1", "plain", 0), ("inception_v1", "plain", 1)] if stopped_at is None else []
-    assert [call[:3] for call in calls] == expected
-    for *_, data, workdir, settings in calls:
+    return calls
+
+
+def arms_and_seeds(trained):
+    return [(options.record.name, options.arm.name, options.seed) for options, *_ in trained]
+
+
+def test_imagenet(trained, tmp_path):
+    """One run after the other, each with what was asked for."""
+    asked = OnImageNet(tmp_path, fsdp=True, bfloat16=True, batch_size=256, image_size=70, workers=3)
+    run(("alexnet_1", "inception_v1"), arms=("plain",), seeds=(0, 1), steps=9, workdir=tmp_path / "w", imagenet=asked)
+    names = ("alexnet_1", "inception_v1")
+    assert arms_and_seeds(trained) == [(name, "plain", seed) for name in names for seed in (0, 1)]
+    for options, data, workdir in trained:
         assert (data, workdir) == (tmp_path, tmp_path / "w")
-        assert settings == {
-            "steps": 9,
-            "minutes": 5.0,
-            "fsdp": True,
-            "bfloat16": False,
-            "batch_size": 256,
-            "image_size": None,
-            "jump_steps": (3, 5),
-            "workers": 0,
-            "checkpoint_minutes": 10.0,
-        }
+        record = options.record
+        assert (record.steps, record.batch_size, record.image_size) == (9, 256, 70)
+        assert (options.fsdp, options.bfloat16, options.workers) == (True, True, 3)
+        assert (options.deadline, options.checkpoint_minutes) == (None, 10.0)
+
+
+def test_imagenet_has_all_arms_unless_some_are_named(trained, tmp_path):
+    run(("inception_v1",), imagenet=OnImageNet(tmp_path))
+    assert [arm for _, arm, _ in arms_and_seeds(trained)] == ["plain", "introspection-200k", "introspection-300k"]
+
+
+def test_imagenet_with_other_jump_steps(trained, tmp_path):
+    """Of arms that would jump at the same steps only one."""
+    run(("alexnet_1", "inception_v1"), imagenet=OnImageNet(tmp_path, jump_steps=(10, 20)))
+    assert arms_and_seeds(trained) == [("alexnet_1", "introspection", 0), ("inception_v1", "introspection-200k", 0)]
+    assert all(options.arm.jump_steps == (10, 20) for options, *_ in trained)
+
+
+def test_imagenet_stops_when_one_run_does(trained, tmp_path):
+    with pytest.raises(SystemExit) as exited:
+        run(("alexnet_1",), arms=("plain",), seeds=(1, 2, 3), imagenet=OnImageNet(tmp_path))
+    assert exited.value.code == 75
+    assert [seed for *_, seed in arms_and_seeds(trained)] == [1, 2]
+
+
+def test_imagenet_has_one_deadline_for_all_runs(trained, tmp_path):
+    before = time.monotonic()
+    run(("alexnet_1", "inception_v1"), minutes=5.0, imagenet=OnImageNet(tmp_path))
+    assert [options.deadline for options, *_ in trained] == pytest.approx([before + 300] * 5, abs=30)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"arms": ("plain", "fast")}, "alexnet_1 has no arm 'fast'; it has plain, introspection"),
+        ({"seeds": (0, -1)}, "seed must be an integer from 0 to 4294967295; got -1"),
+        (
+            {"arms": ("introspection", "plain"), "imagenet": {"jump_steps": (10, 20)}},
+            r"the arm plain has no forecaster that could jump at \(10, 20\)",
+        ),
+        ({"processes": 2}, "processes is not for ImageNet, which trains on all devices, and whose images --data names"),
+        ({"data_dir": Path()}, "data_dir is not for ImageNet"),
+    ],
+)
+def test_what_cannot_be_run_on_imagenet_is_refused_before_anything_is_trained(trained, tmp_path, asked, message):
+    imagenet = OnImageNet(tmp_path, **asked.pop("imagenet", {}))
+    with pytest.raises(ValueError, match=message):
+        run(("alexnet_1",), workdir=tmp_path, imagenet=imagenet, **asked)
+    assert trained == []
 
 
 # Processes of their own.

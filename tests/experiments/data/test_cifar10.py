@@ -126,7 +126,8 @@ class TestGivenFolder:
         archive({"cifar-10-batches-bin/readme.html": b"x"} | members, tmp_path / "cifar-10-binary.tar.gz")
         images = load_cifar10(tmp_path)
         assert_fake(images)
-        assert images.source == "original archive, from the given folder"
+        # Up to the comma, which is what runs note, the same as of the files themselves.
+        assert images.source == "original files, from the archive in the given folder"
 
     def test_archive_is_not_unpacked(self, tmp_path, contents):
         archive({f"../{name}": content for name, content in contents.items()}, tmp_path / "cifar-10-binary.tar.gz")
@@ -390,6 +391,13 @@ class TestTfds:
         arrays[3][2] = 200
         prepare(tfds, "cifar10", arrays)
         with pytest.raises(ValueError, match=r"TFDS cifar10 .*: expected labels from 0 to 9, found \[200\]"):
+            load_cifar10()
+
+    def test_damaged_files_are_an_error(self, tfds, contents):
+        builder = prepare(tfds, "cifar10", fake_arrays())
+        (shard,) = builder.data_path.glob("*train*")
+        shard.unlink()
+        with pytest.raises(ValueError, match=rf"TFDS cifar10 .*: missing or incomplete files {shard.name}; prepare it"):
             load_cifar10()
 
     def test_half_prepared_is_passed_over(self, tfds, folder):

@@ -341,6 +341,33 @@ def test_tfds_shapes_are_checked(tfds):
         load_mnist()
 
 
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_damaged_tfds_is_an_error(tfds, contents, split, damage):
+    builder = prepare(tfds, "mnist", fake_arrays())
+    (shard,) = builder.data_path.glob(f"*{split}*")
+    content = shard.read_bytes()
+    shard.unlink()
+    if damage != "missing":
+        shard.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    message = (
+        f"TFDS mnist {builder.version}: missing or incomplete files {shard.name}; prepare it again, or move "
+        f"{builder.data_path} away to have mnist from elsewhere"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_mnist()
+
+
+def test_corrupt_tfds_is_an_error(tfds, contents):
+    builder = prepare(tfds, "mnist", fake_arrays())
+    (shard,) = builder.data_path.glob("*train*")
+    content = bytearray(shard.read_bytes())
+    content[1000:2000] = bytes(1000)  # within the images
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match=r"TFDS mnist .*: cannot be read, .*[Cc]orrupted.*; prepare it again, or"):
+        load_mnist()
+
+
 def test_unprepared_tfds_is_passed_over(tfds, tmp_path, folder, caplog):
     assert "given folder" in load_mnist(folder).source
     assert not (tmp_path / "tfds").exists()

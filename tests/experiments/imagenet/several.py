@@ -33,7 +33,7 @@ class Several:
                     text=True,
                 )
             )
-        self.folder = Path(workdir) / "tiny/two-point/seed-0"
+        self.folder = Path(workdir) / ".working/tiny/two-point/seed-0"
 
     def __enter__(self):
         return self

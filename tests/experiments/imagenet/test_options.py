@@ -1,4 +1,5 @@
 import dataclasses
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,11 +21,13 @@ class TestRecords:
 
     def test_alexnet_is_the_papers(self):
         assert (ALEXNET_1.batch_size, ALEXNET_1.steps) == (128, 300_000)
+        assert (ALEXNET_1.image_size, ALEXNET_1.augmentation) == (227, "alexnet")
         assert ALEXNET_1.arm("introspection").jump_steps == (120_000, 130_000, 144_000, 160_000)
         assert ALEXNET_1.optimizer.rate.steps(EXAMPLES, 128) == 100_000
 
     def test_inception_is_the_papers(self):
         assert (INCEPTION_V1.batch_size, INCEPTION_V1.steps) == (128, 1_500_000)
+        assert (INCEPTION_V1.image_size, INCEPTION_V1.augmentation) == (224, "resized-crop")
         assert [arm.jump_steps for arm in INCEPTION_V1.arms] == [
             (),
             (200_000, 400_000, 600_000),
@@ -53,6 +56,7 @@ class TestResolve:
         assert chosen.record == ALEXNET_1
         assert chosen.arm == ALEXNET_1.arm("introspection")
         assert chosen.dtype is None
+        assert chosen.deadline is None
 
     def test_what_was_asked_for_decides(self):
         chosen = resolve(
@@ -61,6 +65,10 @@ class TestResolve:
         assert dataclasses.astuple(chosen.record)[:4] == (*dataclasses.astuple(ALEXNET_1)[:3], 67)
         assert (chosen.record.batch_size, chosen.record.steps, chosen.arm.jump_steps) == (16, 20, (4, 9))
         assert chosen.dtype == jnp.bfloat16
+
+    def test_the_time_counts_from_now_on(self):
+        before = time.monotonic()
+        assert before + 120 <= resolve(ALEXNET_1, minutes=2).deadline <= time.monotonic() + 120
 
     def test_a_record_without_jumps(self):
         plain = tiny.record(arms=tiny.record().arms[:1])

@@ -206,7 +206,7 @@ class TestSeveral:
         assert_same(losses(tmp_path / "tiny/two-point/seed-0.jsonl"), alone)
 
     def test_somebody_else_works_on_it(self, tmp_path, compiled_once):
-        folder = tmp_path / "tiny/two-point/seed-0"
+        folder = runs.working(tmp_path, "tiny", "two-point", 0)
         with runs.locked(folder), Several(2, tmp_path, 14, environ=compiled_once) as several:
             statuses, printed = several.wait()
         assert statuses == [1, 1], printed

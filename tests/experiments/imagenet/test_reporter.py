@@ -73,6 +73,18 @@ class TestReporter:
         lines = [json.loads(text) for text in path.read_text().splitlines()]
         assert lines == [{"header": {"name": "x"}}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]
 
+    def test_skipped_images_are_shown(self, tmp_path, capsys):
+        with Reporter.open(tmp_path / "journal.jsonl", {}, None, 10, Console(width=200)) as told:
+            told.line({"step": 1, "loss": 2.0, "skipped": 0})
+            told.line({"step": 2, "loss": 2.0, "skipped": 3})
+            told.line({"step": 2, "top1": 0.5, "top5": 0.9, "skipped": 0})
+            told.line({"step": 3, "top1": 0.5, "top5": 0.9, "skipped": 1})
+        shown = [line.strip() for line in capsys.readouterr().out.splitlines() if "could not" in line]
+        assert shown == [
+            "step 2: training images since the last report that could not be read: 3",
+            "step 3: validation images that could not be read: 1",
+        ]
+
     def test_other_processes_tell_nothing(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(reporter.jax, "process_index", lambda: 1)
         with Reporter.open(tmp_path / "journal.jsonl", {}, None, 10, Console()) as told:

@@ -168,6 +168,48 @@ class TestBadFolders:
             open_source(folder, "val")
 
 
+class TestWhole:
+    """A folder with the 1000 classes of ImageNet, of 2000 images, is all of it or none."""
+
+    @pytest.fixture
+    def imagenet(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(sources, "_TFDS_SPLITS", {"train": ("train", 2000), "val": ("validation", 2000)})
+        for number in range(2000):
+            for split in ("train", "val"):
+                touch(tmp_path / split / f"n{number // 2:08}" / f"{number}.JPEG")
+        return tmp_path
+
+    def test_all_of_it(self, imagenet):
+        assert len(open_source(imagenet, "train")) == len(open_source(imagenet, "val")) == 2000
+
+    def test_a_few_may_be_missing(self, imagenet):
+        for number in (1, 5, 9):
+            assert len(open_source(imagenet, "train")) >= 1998
+            (imagenet / "train" / f"n{number // 2:08}" / f"{number}.JPEG").unlink()
+        message = (
+            f"{imagenet / 'train'}: expected the 2000 images of ImageNet, found 1997; classes without a folder: none. "
+            "If a part of it is wanted, its class folders must be called otherwise"
+        )
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            open_source(imagenet, "train")
+        assert len(open_source(imagenet, "val")) == 2000
+
+    def test_every_class_must_have_a_folder(self, imagenet):
+        (imagenet / "classes.txt").write_text("".join(f"n{number:08}\n" for number in range(1000)))
+        (imagenet / "val" / "n00000007").rename(imagenet / "elsewhere")
+        with pytest.raises(ValueError, match="found 1998; classes without a folder: n00000007"):
+            open_source(imagenet, "val")
+
+    @pytest.mark.parametrize("last", ["", "n001000", "class-999"])
+    def test_other_classes_are_not_those_of_imagenet(self, imagenet, last):
+        (imagenet / "classes.txt").write_text("".join(f"n{number:08}\n" for number in range(999)) + last)
+        for split in ("train", "val"):
+            (imagenet / split / "n00000999").rename(imagenet / f"{split}-elsewhere")
+        assert len(open_source(imagenet, "train")) == 1998
+        (imagenet / "train" / "n00000007" / "14.JPEG").unlink()
+        assert len(open_source(imagenet, "train")) == 1997
+
+
 SHARDS = 2
 EXAMPLES = {"train": 6, "validation": 4}
 

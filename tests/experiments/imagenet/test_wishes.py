@@ -18,7 +18,7 @@ def clock_at(monkeypatch, **settings):
     time = FakeTime()
     monkeypatch.setattr(wishes, "time", time)
     ending = Ending()
-    return time, ending, Clock(ending, **({"minutes": None, "checkpoint_minutes": 10} | settings))
+    return time, ending, Clock(ending, **({"deadline": None, "checkpoint_minutes": 10} | settings))
 
 
 class TestClock:
@@ -36,7 +36,7 @@ class TestClock:
         assert Wishes(*clock.wishes()) == Wishes(stop=1)
 
     def test_the_time_is_up(self, monkeypatch):
-        time, _, clock = clock_at(monkeypatch, minutes=2, checkpoint_minutes=60)
+        time, _, clock = clock_at(monkeypatch, deadline=100.0 + 120, checkpoint_minutes=60)
         time.now += 119
         assert Wishes(*clock.wishes()) == Wishes()
         time.now += 2
@@ -51,7 +51,7 @@ class TestClock:
 
     def test_only_the_first_process_looks_at_the_clock(self, monkeypatch):
         monkeypatch.setattr(wishes.jax, "process_index", lambda: 1)
-        time, ending, clock = clock_at(monkeypatch, minutes=2)
+        time, ending, clock = clock_at(monkeypatch, deadline=101.0)
         time.now += 10_000
         assert Wishes(*clock.wishes()) == Wishes()
         ending.told = True

@@ -37,7 +37,7 @@ def main(workdir, steps, hold_at):
     feed = feed._replace(training=lambda start: held(training(start), start, int(hold_at), Path(workdir) / "go"))
     options = tiny.options(arm="two-point", steps=int(steps), checkpoint_minutes=0)
     outcome = fit(options, feed, Path(workdir), device_mesh())
-    folder = Path(workdir) / "tiny/two-point/seed-0/checkpoints"
+    folder = Path(workdir) / ".working/tiny/two-point/seed-0/checkpoints"
     print(f"{outcome.name} after {max(int(path.name) for path in folder.iterdir())}", flush=True)
     sys.exit(outcome)
 
