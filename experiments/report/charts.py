@@ -161,5 +161,6 @@ def error_bar(ax: Any, x: float, d: Paired, **look: Any) -> None:
 
 
 def legend_below(ax: Any, columns: int = 2) -> None:
-    """Puts the legend below the axes."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, fontsize=9)
+    """Puts the legend below the axes, if there is anything in them."""
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, fontsize=9)

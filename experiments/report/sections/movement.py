@@ -52,6 +52,11 @@ def _shares(run: Run) -> dict[str, float]:
     return {line["share_of"]: line["share"] for line in _lines(run, "share_of")}
 
 
+def _unmoved(run: Run) -> float | None:
+    """Returns the share of the weights that never move; None where it wasn't measured."""
+    return next((line["unmoved"] for line in _lines(run, "unmoved")), None)
+
+
 def _verdict(found: Sequence[_Found], foreseen: int) -> Claim:
     title = "few weights carry most of the change"
     count = f"{len(found)} of {foreseen} trainings"
@@ -63,6 +68,9 @@ def _verdict(found: Sequence[_Found], foreseen: int) -> Claim:
         f"Half of the sum of all absolute changes is made by {told} of the weights; if changes were normally "
         f"distributed, it would be {percent(verdicts.NORMAL_SHARE, 1)} %."
     )
+    # These are among the many that make the other half, so that they alone may make the rest few.
+    unmoved = [f"{percent(share, 1)} % ({r.title})" for r, run in found if (share := _unmoved(run)) is not None]
+    words += f" Weights that never move: {listed(unmoved)}." if unmoved else ""
     return Claim(title, words, verdicts.few_weights(shares), count)
 
 
@@ -131,9 +139,11 @@ def _table(found: Sequence[_Found]) -> Table:
     for recorded, run in found:
         shares = _shares(run)
         weights = _lines(run, "share_of")[0]["weights"]
-        rows.append(
-            [recorded.title, spaced(weights), *(percent(shares[m], 1) if m in shares else NONE for m in _MEASURES)]
-        )
-    columns = ("training", "weights", "share for half of the differences, %", "share for half of the deviations, %")
+        told = (*(shares.get(measure) for measure in _MEASURES), _unmoved(run))
+        rows.append([recorded.title, spaced(weights), *(NONE if x is None else percent(x, 1) for x in told)])
+    columns = (
+        "training", "weights", "share for half of the differences, %", "share for half of the deviations, %",
+        "never move, %",
+    )  # fmt: skip
     caption = "The smallest share of the weights that makes half of the sum of all absolute changes."
     return Table(columns, rows, caption)
