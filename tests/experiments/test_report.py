@@ -572,7 +572,7 @@ def test_which_statistics_to_use(better, words):
 
 def put_with_statistics(folder, seeds):
     """Plain training for which the statistics make no difference, and jumps for which they do."""
-    after = [jump + step for jump in (1200, 1500, 1900) for step in (1, 20, 100)]
+    after = [jump + step for jump in (1200, 1500, 1900) for step in (1, 20, 100, 300)]
     for seed in seeds:
         plain = dict.fromkeys((1200, *after, 4000), 0.5)
         put(folder, "cifar_1-tenth", "plain", seed, plain, recalibrated=plain)
@@ -593,7 +593,7 @@ def test_both_statistics_are_compared_as_means_over_the_jumps_of_each_seed(tmp_p
     which, gain = made.claims
     assert which.words.startswith("Recalibrate for an evaluation up to 1 step after a jump. ")
     assert "1 step after +10.00 [+10.00, +10.00] points and" in which.words
-    assert "Plain training at the same steps: 0.00, 0.00, 0.00 and 0.00 points." in which.words
+    assert "Plain training at the same steps: 0.00, 0.00, 0.00, 0.00 and 0.00 points." in which.words
     assert gain.words.startswith("No: final test accuracy of network, set 3 against plain is +10.00 [")
 
 
@@ -605,7 +605,7 @@ def test_whether_the_gain_depends_on_the_statistics(tmp_path, n, recalibrated, w
     for seed in range(n):
         plain = {1200: 0.5, 4000: 0.5}
         put(tmp_path, "cifar_1-tenth", "plain", seed, plain, recalibrated=plain)
-        at = {1201: 0.4, 1220: 0.4, 1300: 0.4, 4000: 0.6}
+        at = {1201: 0.4, 1220: 0.4, 1300: 0.4, 1500: 0.4, 4000: 0.6}
         put(tmp_path, "cifar_1-tenth", cifar10.MAIN, seed, at, recalibrated=at | {4000: recalibrated})
     assert batch_norm(read(tmp_path)).claims[1].words.startswith(words)
 
