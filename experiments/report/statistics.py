@@ -14,6 +14,8 @@ from ..records import Arm
 from ..runs import Run
 
 Array = npt.NDArray[Any]
+# What a loss is at least, so that it has a log.
+TINY = 1e-12
 
 
 class Paired(NamedTuple):
@@ -149,6 +151,11 @@ class Comparison:
     def relative(self, measure: str) -> Paired:
         """Returns by how much a measure at the end is changed, in percent of the other arm's."""
         return Paired(tuple(100 * (pair.mine.final(measure) / pair.other.final(measure) - 1) for pair in self.pairs))
+
+    def log_ratio(self, measure: str) -> Paired:
+        """Returns the logs of a measure at the end over that of the other arm."""
+        ends = [(pair.mine.final(measure), pair.other.final(measure)) for pair in self.pairs]
+        return Paired(tuple(math.log(max(mine, TINY) / max(other, TINY)) for mine, other in ends))
 
     @property
     def unsteadiness(self) -> Paired:

@@ -16,10 +16,10 @@ from experiments.report import advice, claims, page, report, verdicts, wording
 from experiments.report.results import read
 from experiments.report.sections import cifar10, drops, rows
 from experiments.report.sections.batch_norm import Both, Effect, batch_norm, effect, to_use
-from experiments.report.sections.budgets import equal_budget
+from experiments.report.sections.budgets import equal_budget, missing, told
 from experiments.report.sections.logits import logits
 from experiments.report.sections.movement import movement
-from experiments.report.sections.rates import all_tried, tuned
+from experiments.report.sections.rates import all_tried, edge, tuned
 from experiments.report.statistics import Curve, Paired
 from experiments.table import EXPERIMENTS
 
@@ -167,8 +167,64 @@ def test_the_best_learning_rate_is_chosen_among_finite_arms_with_all_seeds(tmp_p
     best = tuned(read(tmp_path), name, "plain")
     assert (best.arm.name, best.accuracy) == ("plain-x2", pytest.approx(0.92))
     assert (best.tried, best.foreseen) == (3, 10)
+    assert best.words == "x 2, constant"  # x 4 was tried as well, though a run of it became non-finite
     assert tuned(read(tmp_path), name, "introspection") is None
     assert not all_tried(read(tmp_path), "SGD")
+
+
+@pytest.mark.parametrize(
+    ("rate", "tried", "words"),
+    [(2, {1, 2, 4}, ""), (4, {1, 2, 4}, ", the largest tried"), (1, {1, 2, 4}, ", the smallest tried"),
+     (1, {1}, ", the only one tried")],
+)  # fmt: skip
+def test_a_best_rate_at_the_edge_of_those_tried_is_said_to_be_so(rate, tried, words):
+    assert edge(rate, tried) == words
+
+
+def put_budgets(folder, rates, budgets=(1875, 3750)):
+    """Plain training, and jumps that halve the training loss and take 0.1 points of test accuracy."""
+    for arm in EXPERIMENTS["he-budgets"].arms:
+        if arm.rate in rates and arm.steps in budgets:
+            for seed in range(3):
+                level = 0.02 / arm.steps * 1875 / arm.rate**0.1 * (1 + 0.1 * seed)
+                first = min(arm.jump_steps, default=0)
+                end = line(arm.steps, 1 - level - 0.001 * bool(first), loss=2 * level * (0.5 if first else 1))
+                branch = {"arm": f"plain-{arm.steps}-x{arm.rate:g}", "step": first} if first else None
+                write_run(folder, EXPERIMENTS["he-budgets"], arm, seed, [end], {"branch": branch})
+
+
+def test_equal_budgets_have_intervals_and_say_what_is_missing(tmp_path):
+    put_budgets(tmp_path, (0.5, 1.0, 2.0))
+    results = read(tmp_path)
+    loss, accuracy = (told(results, "he-budgets", measure) for measure in ("train_loss", "test_accuracy"))
+    assert loss.startswith("Not all runs are complete yet, at learning rates x 0.5, x 1, x 2, x 4 and x 8. So far: ")
+    assert "clearly lower training loss at 2 of 2 budgets: 0.5 [0.5, 0.5] at 1\u202f875 and 0.5 [" in loss
+    assert "To an equal value they take, times the steps of plain training, 1.00 at 1\u202f875." not in loss
+    assert "cannot be read off" not in loss  # it may be, once all runs are there
+    lower = f"{wording.MINUS}0.10"
+    assert f"clearly lower test accuracy at 2 of 2 budgets: {lower} [{lower}, {lower}] at 1\u202f875 and" in accuracy
+    assert "times the steps" not in accuracy
+    edges = (
+        "for plain at 1\u202f875 and 3\u202f750 and network at 1\u202f875 and 3\u202f750: a better one may lie beyond."
+    )
+    assert accuracy.endswith(edges)
+
+
+def test_equal_budgets_are_advice_once_all_runs_are_there(tmp_path):
+    record = EXPERIMENTS["he-budgets"]
+    budgets = {arm.steps for arm in record.arms}
+    rates = sorted({arm.rate for arm in record.arms})
+    put_budgets(tmp_path, rates[:-1], budgets)
+    assert missing(read(tmp_path), "he-budgets") == [rates[-1]]
+    assert advice._budgets(read(tmp_path)) == []
+    put_budgets(tmp_path, rates, budgets)
+    assert advice._budgets(read(tmp_path)) == [
+        "With a learning rate that falls to zero at the budget, jumps end with clearly lower training loss at 5 of 5 "
+        "budgets and clearly lower test accuracy at 5 of 5 budgets on MNIST_3 with He's initial weights."
+    ]
+    words = told(read(tmp_path), "he-budgets", "train_loss")
+    assert words.startswith("With the same budget they end with ")
+    assert "With a budget of 30\u202f000 that cannot be read off, since no budget of the plain runs" in words
 
 
 # Verdicts, at the boundaries of their rules.
@@ -376,8 +432,8 @@ def test_an_arm_of_which_most_runs_are_not_finite_is_no_gain(tmp_path):
 @pytest.mark.parametrize(
     ("gains", "conclusion"),
     [
-        ((0.5, 0.5), "tune the learning rate first; jumps still pay"),
-        ((0.5, -0.5), "jumps still pay with SGD, and there is no clear gain with Adam"),
+        ((0.5, 0.5), "tune the learning rate first; then jumps still pay with SGD and Adam."),
+        ((0.5, -0.5), "then jumps still pay with SGD, and there is no clear gain with Adam."),
         ((-0.5, -0.5), "cannot be tuned; where it can, tune it"),
         ((), "for now, only where the learning rate is given"),
     ],
@@ -387,7 +443,7 @@ def test_the_advice_follows_from_the_numbers(gains, conclusion):
     assert conclusion in advice._conclusion({"MNIST_1": around(1)}, by_optimizer)
     assert "no case for jumps" in advice._conclusion({"MNIST_1": around(-1)}, by_optimizer)
     lost = advice._conclusion({"MNIST_1": around(1), "MNIST_2": around(-1)}, {"SGD": around(0)})
-    assert "Even then compare with a run without them: MNIST_2 ended below it." in lost
+    assert "Even then compare with a run without them: no clear gain in MNIST_2." in lost
 
 
 # CIFAR-10.
@@ -616,7 +672,7 @@ def test_what_was_not_measured_with_both_statistics_is_in_no_comparison(tmp_path
     put(tmp_path, "cifar_1-tenth", cifar10.MAIN, 0, {1201: 0.4, 4000: 0.5})
     assert effect(read(tmp_path), "cifar_1-tenth", arm, -1).accuracy.difference.n == 0
     made = batch_norm(read(tmp_path))
-    assert (made.claims, [type(block).__name__ for block in made.blocks]) == ([], ["Text"])
+    assert (made.claims, [type(block).__name__ for block in made.blocks]) == ([], ["Text", "Text"])
     path = put(tmp_path, "cifar_1-tenth", cifar10.MAIN, 0, {1201: 0.4, 4000: 0.5}, recalibrated={4000: 0.6})
     assert effect(read(tmp_path), "cifar_1-tenth", arm, -1).accuracy.difference.n == 1
     # What is not finite is null in a file.
