@@ -8,9 +8,11 @@ from .sections.budgets import MEASURES, by_sign, differences, missing
 from .sections.rates import EXPERIMENTS as RATES
 from .sections.rates import all_tried, headline
 from .sections.rows import CIFAR, MNIST, ROWS, Row
+from .sections.rules import EXPERIMENTS as RULES
+from .sections.rules import PICKED, best_two_point, ratio_of
 from .statistics import Paired
 from .verdicts import sign
-from .wording import both_seeds, interval, listed
+from .wording import both_seeds, interval, listed, spaced
 
 _POINTS = "percentage points"
 
@@ -76,16 +78,30 @@ def _budgets(results: Results) -> list[str]:
 
 
 def _two_points(results: Results) -> str:
-    found = {name: results.compare(name, row.two_point, row.main).gain for name, row in ROWS.items() if row.two_point}
+    found = {name: results.compare(name, row.two_point, row.main) for name, row in ROWS.items() if row.two_point}
     told: dict[str, list[str]] = {}
-    for name, d in sorted(found.items(), key=lambda item: -sign(item[1])):
-        if d.n > 1:
-            how = {1: "better", 0: "not distinguishable", -1: "worse"}[sign(d)]
-            told.setdefault(how, []).append(f"{ROWS[name].title} ({interval(d)}{both_seeds(d)})")
+    for name, c in sorted(found.items(), key=lambda item: -sign(item[1].gain)):
+        if c.n > 1:
+            how = {1: "better", 0: "not distinguishable", -1: "worse"}[sign(c.gain)]
+            sooner = c.until < results.compare(name, ROWS[name].main).until
+            when = f" at step {spaced(c.until)}" if sooner else ""
+            told.setdefault(how, []).append(f"{ROWS[name].title}{when} ({interval(c.gain)}{both_seeds(c.gain)})")
     parts = [f"{how} in {listed(rows)}" for how, rows in told.items()]
     if not parts:
         return ""
-    return f"Extrapolation through two points (1.3), which needs no network, is {'; '.join(parts)}, compared with it."
+    words = f"Extrapolation through two points (1.3), which needs no network, is {'; '.join(parts)}, compared with it."
+    return " ".join((words, *_best_ratios(results)))
+
+
+def _best_ratios(results: Results) -> list[str]:
+    """Returns how the best jump ratio does where several were tried."""
+    best = {name: c for name in RULES.values() if (c := best_two_point(results, name)) and c.n > 1}
+    told = [
+        f"{ratio_of(c.arm.name)} in {ROWS[name].title} ({interval(c.gain)} from the network)"
+        for name, c in best.items()
+        if c.arm.name != ROWS[name].two_point
+    ]
+    return [f"The best jump ratios, {PICKED}, are {listed(told)}."] if told else []
 
 
 def _conclusion(gains: dict[str, Paired], tuned: dict[str, Paired]) -> str:

@@ -43,26 +43,29 @@ class Results:
         foreseen = sum(len(_seeds(EXPERIMENTS[experiment], arm)) for arm in EXPERIMENTS[experiment].arms)
         return sum(key[0] == experiment for key in self.runs), foreseen
 
-    def compare(self, experiment: str, name: str, against: str | None = None) -> Comparison:
+    def compare(self, experiment: str, name: str, against: str | None = None, until: int | None = None) -> Comparison:
         """Compares an arm with another one of the same seeds.
 
         Args:
           experiment: the experiment.
           name: the arm.
           against: the other arm; by default the one without jumps and with the same learning rate.
+          until: the step up to which they are compared; by default the end of the shorter one.
         """
         record = training(experiment)
         arm = _arm(record, name)
         other = _arm(record, against) if against else _plain(record, arm)
         mine, others = self.curves(experiment, name), self.curves(experiment, other.name)
-        until = min(arm.steps, other.steps)
+        ends = min(arm.steps, other.steps) if until is None else until
         pairs = [
-            Pair(others[seed].until(until), mine[seed].until(until))
+            Pair(others[seed].until(ends), mine[seed].until(ends))
             for seed in sorted(mine.keys() & others.keys())
             if mine[seed].finite and others[seed].finite
         ]
-        finite = [mine[seed] for seed in sorted(mine) if mine[seed].finite]
-        return Comparison(arm, until, len(arm.seeds), finite, len(mine) - len(finite), pairs)
+        finite = [curve for _, curve in sorted(mine.items()) if curve.finite]
+        if until is not None:
+            finite = [curve.until(until) for curve in finite]
+        return Comparison(arm, ends, len(arm.seeds), finite, len(mine) - len(finite), pairs)
 
 
 def training(name: str) -> Training:

@@ -114,7 +114,7 @@ class Comparison:
 
     Attributes:
       arm: the arm.
-      until: the step at which the arms are compared; the end of the shorter one.
+      until: the step at which the arms are compared; the end of the shorter one, or an earlier one.
       foreseen: how many seeds the record has.
       curves: the runs that got to their end.
       not_finite: how many became non-finite instead; they are in no average.

@@ -17,7 +17,8 @@ from experiments.report.results import read
 from experiments.report.sections import cifar10, drops, rows
 from experiments.report.sections.batch_norm import Both, Effect, batch_norm, effect, to_use
 from experiments.report.sections.budgets import equal_budget, missing, told
-from experiments.report.sections.logits import logits
+from experiments.report.sections.comparison import comparison
+from experiments.report.sections.logits import _conclusion, logits
 from experiments.report.sections.movement import movement
 from experiments.report.sections.rates import all_tried, edge, tuned
 from experiments.report.statistics import Curve, Paired
@@ -57,6 +58,13 @@ def complete(tmp_path_factory):
     folder = tmp_path_factory.mktemp("complete")
     write(folder, every=FEW)
     return folder
+
+
+SURE, UNSURE = (0.0, 0.001, -0.001), (0.0, 1.0, -1.0)  # three seeds around a mean
+
+
+def around(mean, spread=SURE):
+    return Paired(tuple(mean + x for x in spread))
 
 
 # What is computed from runs.
@@ -112,6 +120,42 @@ def test_arms_of_fewer_steps_are_compared_where_they_end(tmp_path):
     c = read(tmp_path).compare("mnist_1-sgd", "two-point-1.3")
     assert c.gain.differences == pytest.approx((1.0,))
     assert c.shares() == [1.0]
+
+
+def test_plain_and_network_stand_beside_shorter_arms_as_they_are_at_their_end(tmp_path, undrawn):
+    for seed in range(2):
+        put(tmp_path, "mnist_1-sgd", "plain", seed, {3000: 0.9, 7000: 0.96, 8000: 0.95, 20_000: 0.99})
+        put(tmp_path, "mnist_1-sgd", "introspection", seed, {3001: 0.8, 8000: 0.94, 20_000: 0.98})
+        put(tmp_path, "mnist_1-sgd", "two-point-1.3", seed, {3001: 0.8, 7000: 0.97, 8000: 0.96})
+    results = read(tmp_path)
+    rows = comparison(results, "mnist_1-sgd").blocks[1].rows
+    wanted = ["plain", "network", "plain, at step 8\u202f000", "network, at step 8\u202f000", "two points, 1.3"]
+    assert [row[0] for row in rows][:5] == wanted
+    # Steps, final and best accuracy: each up to the same step.
+    assert [[*row[2:4], row[5]] for row in rows[2:5]] == [
+        ["8\u202f000", "95.00", "96.00"], ["8\u202f000", "94.00", "94.00"], ["8\u202f000", "96.00", "97.00"]
+    ]  # fmt: skip
+    assert "in MNIST_1 with SGD at step 8\u202f000 (+2.00 [" in advice.advice(results)
+    assert "(MNIST_1 with SGD, two points, 1.3: at step 8\u202f000)" in logits(results).blocks[1].caption
+
+
+def test_the_best_jump_ratio_is_said_to_be_picked(complete):
+    words = advice.advice(read(complete))
+    assert re.search(r"The best jump ratios, picked as the best on the same seeds, .* are \S+ in MNIST_3 with", words)
+
+
+@pytest.mark.parametrize(
+    ("raw", "calibrated", "words"),
+    [
+        (around(-1), around(-1), "No: the loss falls, with and without"),
+        (around(-1, UNSURE), around(-1), "No: the calibrated loss falls, while the raw loss isn't clearly changed."),
+        (around(1), around(-1), "No: the calibrated loss falls while the raw loss rises"),
+        (around(1, UNSURE), around(1, UNSURE), "Open: "),
+        (Paired((10.0, 20.0)), Paired((12.0, 18.0)), "Open: "),  # both of two seeds, which is not clear
+    ],
+)
+def test_what_to_make_of_the_losses(raw, calibrated, words):
+    assert _conclusion(raw, calibrated).startswith(words)
 
 
 def test_the_largest_loss_is_after_a_jump_and_at_the_same_step(tmp_path):
@@ -228,12 +272,6 @@ def test_equal_budgets_are_advice_once_all_runs_are_there(tmp_path):
 
 
 # Verdicts, at the boundaries of their rules.
-
-SURE, UNSURE = (0.0, 0.001, -0.001), (0.0, 1.0, -1.0)  # three seeds around a mean
-
-
-def around(mean, spread=SURE):
-    return Paired(tuple(mean + x for x in spread))
 
 
 @pytest.mark.parametrize(
