@@ -18,9 +18,12 @@ from experiments.report.sections import cifar10, drops, rows
 from experiments.report.sections.batch_norm import Both, Effect, batch_norm, effect, to_use
 from experiments.report.sections.budgets import equal_budget, missing, told
 from experiments.report.sections.comparison import comparison
+from experiments.report.sections.jumps import jumps
 from experiments.report.sections.logits import _conclusion, logits
 from experiments.report.sections.movement import movement
+from experiments.report.sections.predictors import predictors
 from experiments.report.sections.rates import all_tried, edge, tuned
+from experiments.report.sections.schedules import Place, _best_level, _cells, schedules
 from experiments.report.statistics import Curve, Paired
 from experiments.table import EXPERIMENTS
 
@@ -269,6 +272,75 @@ def test_equal_budgets_are_advice_once_all_runs_are_there(tmp_path):
     words = told(read(tmp_path), "he-budgets", "train_loss")
     assert words.startswith("With the same budget they end with ")
     assert "With a budget of 30\u202f000 that cannot be read off, since no budget of the plain runs" in words
+
+
+def put_layers(folder, seeds, right_after):
+    """Jumps at 6000, 8000 and 10 000, after each of which the loss is so many times what it was, and then half."""
+    name = "mnist_3-layers"
+    for seed in range(seeds):
+        steps = [jump + step for jump in (6000, 8000, 10_000) for step in (0, 1, 500)]
+        put(folder, name, "plain", seed, dict.fromkeys((*steps, 15_000), 0.9))
+        jumping = {}
+        for jump, times in zip((6000, 8000, 10_000), right_after, strict=True):
+            jumping |= {jump: 0.9, jump + 1: 1 - 0.1 * times[seed], jump + 500: 0.95}
+        for leaves, gain in (("all", 0.02), ("kernels", 0.02 - 0.01 * seed), ("biases", 0.001)):
+            put(folder, name, leaves, seed, {s: a for s, a in jumping.items() if s > 6000} | {15_000: 0.9 + gain})
+
+
+def test_each_jump_is_told_by_itself(tmp_path):
+    put_layers(tmp_path, 2, [(0.8, 0.9), (1.1, 1.3), (0.9, 1.1)])
+    loss, _, layers = jumps(read(tmp_path)).claims
+    assert loss.words.replace("\u202f", " ").startswith(
+        "Right after it is lower at 6 000, higher at 8 000 and lower in some seeds and higher in others at 10 000; 500 "
+        "steps later lower at 6 000, 8 000 and 10 000. Times what it was just before: 0.85 right after the jump at "
+        "6 000 and 0.50 500 steps later (plain 1.00), 1.20 right after the jump at 8 000"
+    )
+    assert layers.words.startswith(
+        "Kernels by the mean, but not clearly more than each other. Test accuracy at step 15"
+    )
+    around_jumps = jumps(read(tmp_path)).blocks[1]
+    (row,) = [row for row in around_jumps.rows if row[0] == "8\u202f000, all weights"]
+    assert row[1:4] == ["0.3", "0.36", "0.15"]
+    assert row[7:] == ["90.00", "88.00", "95.00"]
+
+
+def test_one_seed_does_not_tell_which_weights_gain_most(tmp_path):
+    put_layers(tmp_path, 1, [(0.8,), (1.1,), (0.9,)])
+    layers = jumps(read(tmp_path)).claims[-1]
+    assert layers.words.startswith(
+        "One seed doesn't tell which gain most. Test accuracy at step 15\u202f000 against plain: "
+    )
+
+
+def test_schedules_are_judged_when_all_are_there_and_by_what_all_levels_have(tmp_path):
+    name = "mnist_3-schedules"
+    put(tmp_path, name, "plain", 0, {1000: 0.5, 15_000: 0.9})
+    put(tmp_path, name, "1000-by-500-x1", 0, {1001: 0.5, 15_000: 0.91})
+    made = schedules(read(tmp_path))
+    assert made.claims[0].words == "Not decided yet: 2 of 150 runs are complete."
+    assert made.blocks[1].caption == "The best 1 of 1 schedules."
+    write(tmp_path, [name], every=FEW)
+    made = schedules(read(tmp_path))
+    assert re.match(r"Best of 74: jumps at .*, with \S+ \[.*\] percentage points", made.claims[0].words)
+    assert made.blocks[1].caption == "The best 8 of 74 schedules, the paper's and the worst."
+
+
+def test_levels_are_averaged_over_what_all_of_them_have():
+    # A first jump at 2 is worse wherever both were run; where only it was run, it has much.
+    cells = {Place(1, 5, 2): 1.0, Place(2, 5, 2): 0.9, Place(2, 5, 3): 9.0, Place(1, 0, 1): 0.3, Place(2, 0, 1): 0.2}
+    assert _best_level(_cells(cells), 0) == 1
+    assert _best_level(_cells(cells), 2) == 3
+
+
+@pytest.mark.parametrize(("rule", "words"), [(4.0004, "doesn't change it"), (4.002, "better"), (3.998, "worse")])
+def test_what_is_not_linear_is_told_of_each_predictor(tmp_path, rule, words):
+    write(tmp_path, ["predictors"])
+    for path in (tmp_path / "predictors").glob("*/seed-0.jsonl"):
+        text = re.sub(r'"rule_l1": [\d.]+', f'"rule_l1": {rule}', path.read_text())
+        path.write_text(re.sub(r'"validation_l1": [\d.]+', '"validation_l1": 4.0', text))
+    told_of = predictors(read(tmp_path)).claims[-1].words
+    assert f"its L1 is {rule:.3f} and the network's 4.000: what is not linear" in told_of
+    assert told_of.count(words) == 2
 
 
 # Verdicts, at the boundaries of their rules.
