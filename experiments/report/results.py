@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import fits, runs
 from ..data import DATA
 from ..movement import Recorded
@@ -14,6 +16,7 @@ from ..table import EXPERIMENTS, Experiment
 from .statistics import Comparison, Curve, Pair
 
 Key = tuple[str, str, int]  # experiment, arm and seed
+_CLOCKS = ("seconds", "cpu_seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +119,28 @@ def _joined(key: Key, run: Run, found: dict[Key, Run]) -> Run | None:
     trunk = found.get((key[0], branch["arm"], key[2]))
     if trunk is None:
         return None
-    return run._replace(lines=[*(line for line in trunk.lines if line["step"] <= branch["step"]), *run.lines])
+    lines = _on_the_clock_of(trunk.lines, run.lines)
+    return run._replace(lines=[*(line for line in trunk.lines if line["step"] <= branch["step"]), *lines])
+
+
+def _on_the_clock_of(trunk: list[runs.Line], branch: list[runs.Line]) -> list[runs.Line]:
+    """Returns the lines of a branch as if it had gone on from the very trunk that is in the results.
+
+    What it began with may be from another time that the trunk was trained, on a busier machine. So its first line,
+    one step after the branch, is put where the trunk was at that step; what the first jump takes is lost with that.
+    """
+    steps = [line["step"] for line in trunk]
+    shared = [clock for clock in _CLOCKS if all(clock in line for line in (*trunk, *branch))]
+    offsets = {
+        clock: float(np.interp(branch[0]["step"], steps, [line[clock] for line in trunk])) - branch[0][clock]
+        for clock in shared
+        if branch
+    }
+    others = [{name: value for name, value in line.items() if name not in _CLOCKS} for line in branch]
+    return [
+        {**rest, **{clock: line[clock] + offset for clock, offset in offsets.items()}}
+        for line, rest in zip(branch, others, strict=True)
+    ]
 
 
 def _check_record(path: Path, key: Key, header: runs.Line) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,27 +58,31 @@ class Curve:
     Attributes:
       lines: one for each evaluation, by step.
       finite: whether the run got to its end.
+      clock: what `seconds` are of.
     """
 
     lines: tuple[dict[str, Any], ...]
     finite: bool
+    clock: str = "wall-clock"
 
     @classmethod
     def of(cls, run: Run) -> "Curve":
-        """Returns the evaluations of a run, with the seconds of its core where it had one to itself."""
-        lines = ({**line, "seconds": line.get("cpu_seconds", line["seconds"])} for line in run.lines)
-        return cls(tuple(lines), run.end == "complete")
+        """Returns the evaluations of a run, with its CPU time where it was measured: others may work there too."""
+        finite = run.end == "complete"
+        if not all("cpu_seconds" in line for line in run.lines):
+            return cls(tuple(run.lines), finite)
+        return cls(tuple({**line, "seconds": line["cpu_seconds"]} for line in run.lines), finite, "CPU")
 
     def __getitem__(self, measure: str) -> Array:
         return np.array([line[measure] for line in self.lines], np.float64)  # None becomes NaN
 
     def until(self, step: int) -> "Curve":
         """Returns the evaluations up to a step."""
-        return Curve(tuple(line for line in self.lines if line["step"] <= step), self.finite)
+        return dataclasses.replace(self, lines=tuple(line for line in self.lines if line["step"] <= step))
 
     def since(self, step: int) -> "Curve":
         """Returns the evaluations from a step on."""
-        return Curve(tuple(line for line in self.lines if line["step"] >= step), self.finite)
+        return dataclasses.replace(self, lines=tuple(line for line in self.lines if line["step"] >= step))
 
     def at(self, step: int, measure: str) -> float:
         """Returns what was measured at a step; NaN if nothing was."""
@@ -193,6 +197,11 @@ class Comparison:
 def mean(values: Sequence[float]) -> float:
     """Returns the mean; NaN of nothing."""
     return statistics.fmean(values) if values else math.nan
+
+
+def clocks(curves: Iterable[Curve]) -> str:
+    """Returns what the seconds of curves are of."""
+    return " or ".join(sorted({curve.clock for curve in curves})) or "wall-clock"
 
 
 def median(values: Sequence[float]) -> float:

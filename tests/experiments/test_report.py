@@ -1,6 +1,7 @@
 """The report: from runs to numbers, from numbers to verdicts, and from both to pages."""
 
 import inspect
+import json
 import math
 import re
 import shutil
@@ -12,7 +13,7 @@ import pytest
 
 from experiments import __main__ as command_line
 from experiments import figures
-from experiments.report import advice, claims, page, report, verdicts, wording
+from experiments.report import advice, charts, claims, page, report, verdicts, wording
 from experiments.report.results import read
 from experiments.report.sections import cifar10, drops, rows
 from experiments.report.sections.batch_norm import Both, Effect, batch_norm, effect, to_use
@@ -173,6 +174,50 @@ def test_a_branch_begins_with_the_lines_of_its_trunk(tmp_path):
     (curve,) = read(tmp_path).curves("mnist_4", "introspection").values()
     assert curve["step"].tolist() == [0, 2000, 2001, 7000]
     assert curve["test_accuracy"].tolist() == [0.1, 0.8, 0.7, 0.93]
+
+
+def on_clock(path, ahead):
+    """Gives a run CPU seconds too, on clocks that are both so much ahead."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    for made in lines:
+        if "step" in made:
+            made["seconds"] += ahead
+            made["cpu_seconds"] = made["seconds"]
+    path.write_text("".join(json.dumps(made) + "\n" for made in lines))
+
+
+def test_a_branch_goes_on_by_the_clock_of_its_trunk(tmp_path):
+    # The trunk that is in the results took 4 seconds to the branch; the branch comes from a slower one, which took 40.
+    trunk = put(tmp_path, "mnist_4", "plain", 0, {0: 0.1, 2000: 0.8, 3000: 0.85, 7000: 0.9})
+    branch = put(tmp_path, "mnist_4", "introspection", 0, {2001: 0.7, 3001: 0.9, 7000: 0.93})
+    on_clock(trunk, 0)
+    on_clock(branch, 36)
+    (curve,) = read(tmp_path).curves("mnist_4", "introspection").values()
+    assert curve["seconds"].tolist() == pytest.approx([0, 4, 4.002, 6.002, 14])
+    assert curve.clock == "CPU"
+
+
+def test_the_clock_is_one_that_trunk_and_branch_have(tmp_path):
+    put(tmp_path, "mnist_4", "plain", 0, {0: 0.1, 2000: 0.8, 3000: 0.85, 7000: 0.9})
+    on_clock(put(tmp_path, "mnist_4", "introspection", 0, {2001: 0.7, 7000: 0.93}), 36)
+    (curve,) = read(tmp_path).curves("mnist_4", "introspection").values()
+    assert (curve["seconds"].tolist(), curve.clock) == (pytest.approx([0, 4, 4.002, 14]), "wall-clock")
+
+
+def test_what_is_far_below_plain_leaves_the_axes_with_a_mark():
+    def curve(*accuracies):
+        return Curve(tuple(line(step, accuracy) for step, accuracy in enumerate(accuracies, 1)), True)
+
+    since = {"plain": 1, "introspection": 1, "quadratic-1.3": 1}
+    arms = {"plain": [curve(0.9, 0.94, 0.95)], "introspection": [curve(0.85, 0.95, 0.96)]}
+    with figures.drawing(1) as (_, (ax,)):
+        charts.accuracy_curves(ax, arms, since)
+        assert max(ax.get_ylim()) >= 15  # in percent of errors
+        assert {shown.get_marker() for shown in ax.lines} >= {"o", "s"}  # two solid lines, told apart
+    with figures.drawing(1) as (_, (ax,)):
+        charts.accuracy_curves(ax, arms | {"quadratic-1.3": [curve(0.1, 0.94, 0.95)]}, since)
+        assert max(ax.get_ylim()) == pytest.approx(20)
+        assert (ax.lines[-1].get_marker(), ax.lines[-1].get_xdata().tolist()) == ("v", [1])
 
 
 def test_a_branch_without_its_trunk_is_left_out_and_named(tmp_path, undrawn):
@@ -869,6 +914,8 @@ def check_pages(output):
             if name.rpartition("}")[2] in ("href", "src"):
                 assert value.removeprefix("#") in ids, value
             assert all(place.startswith("#") for place in re.findall(r"url\(([^)]*)\)", value))
+    for figure in tree.iter("{*}figure"):
+        assert figure.find("{*}div").attrib.keys() == {"role", "aria-label"}
     assert not re.search(r"@import|url\((?!#)", html)
     headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^## (.*)$", text, re.M)}
     assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= headings

@@ -7,21 +7,22 @@ from ...records import Training
 from .. import charts, claims
 from ..blocks import Block, Figure, Section, Table, sketch
 from ..results import Results, training
-from ..statistics import Comparison, Curve, mean, median
+from ..statistics import Comparison, Curve, clocks, mean, median
 from ..wording import NONE, complete, interval, listed, name_of, number, percent, signed, spaced
 from .common import section
 from .rows import ROWS, Row
 
 COLUMNS = (
     "arm", "seeds", "steps", "final, %", "difference to plain", "best, %", "its step", "plain's best reached at",
-    "share of steps", "seconds to it",
+    "share of steps",
 )  # fmt: skip
 LEGEND = (
     "Means over seeds, and medians where they are of steps or seconds. Final: test accuracy at the last step. "
     "Difference: of the same seed at the same step, in percentage points, with its 95 % interval (with two seeds it is "
     "12.7 times as wide as they are apart). In brackets how many runs reach the best test accuracy of the plain run of "
-    "the same seed, up to where the arm ends. Share of steps: to that best. Seconds: of training, without evaluation, "
-    "on a core of its own (CPU time, since the machine may have done other work); those of plain are to its own best."
+    "the same seed, up to where the arm ends. Share of steps: to that best. Seconds: of training, to it as well, those "
+    "of plain to its own best; CPU time where the machine may have done other work. They are without evaluation and "
+    "compilation, and without what the snapshots before the first jump and that jump itself take."
 )
 
 
@@ -74,7 +75,7 @@ def _curves(results: Results, name: str) -> Figure:
     drops = " Solid grey lines are where the learning rate falls to a tenth." if row.drops else ""
     caption = (
         f"{row.title}: test accuracy. Thin lines are seeds, thick lines their mean; {jumps} and arms leave plain at "
-        f"the first. The last panel has the seconds of training instead of steps. On the axis of accuracies, 90, 99 "
+        f"the first. The last panel has seconds of training instead of steps. On the axis of accuracies, 90, 99 "
         f"and 99.9 % are equally far apart.{drops}"
     )
     columns = min(len(panels) + 1, 3)
@@ -129,7 +130,8 @@ def _differences(name: str, compared: Sequence[Comparison]) -> Figure:
 
 def _table(name: str, compared: Sequence[Comparison]) -> Table:
     rows = [_row(c) for c in compared]
-    return Table(COLUMNS, rows + _papers_rows(training(name), ROWS[name]), LEGEND)
+    columns = (*COLUMNS, f"{clocks(curve for c in compared for curve in c.curves)} seconds")
+    return Table(columns, rows + _papers_rows(training(name), ROWS[name]), LEGEND)
 
 
 def _row(c: Comparison) -> list[str]:
