@@ -133,17 +133,23 @@ def accuracy_curves(ax: Any, arms: Mapping[str, Sequence[Curve]], since: Mapping
 
 
 def _leave(ax: Any, means: Mapping[str, tuple[Any, Any]]) -> None:
-    """Cuts off what is far worse than plain training, which would crush the rest."""
-    if "plain" not in means:
+    """Cuts off what is far worse than plain training where the others begin, which would crush the rest."""
+    others = {name: mean for name, mean in means.items() if name != "plain"}
+    if "plain" not in means or not others:
         return
+    begins = min(x[0] for x, _ in others.values())
+    x, y = means["plain"]
+    if not (x >= begins).any():
+        return
+    limit = 2 * float(y[x >= begins].max())
     ax.set_yscale("log")  # before the limits, since those of a linear axis may be below 0
-    limit = 2 * float(np.max(means["plain"][1]))
-    outside = {name: (x[y > limit], limit) for name, (x, y) in means.items() if (y > limit).any()}
-    if outside:
+    if max(float(y.max()) for _, y in means.values()) > limit:
         ax.set_ylim(top=limit)
-        colors = {line.get_label(): line.get_color() for line in ax.lines}
-        for name, (x, edge) in outside.items():
-            ax.plot(x, [edge] * len(x), linestyle="none", marker="v", color=colors[name_of(name)], clip_on=False)
+    colors = {line.get_label(): line.get_color() for line in ax.lines}
+    for name, (x, y) in others.items():
+        if (y > limit).any():
+            left = x[y > limit]
+            ax.plot(left, [limit] * len(left), linestyle="none", marker="v", color=colors[name_of(name)], clip_on=False)
 
 
 def dots(ax: Any, rows: Mapping[str, Paired], xlabel: str, color: str = BLUE, digits: int = 2) -> None:

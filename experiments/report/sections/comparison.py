@@ -76,7 +76,7 @@ def _curves(results: Results, name: str) -> Figure:
     caption = (
         f"{row.title}: test accuracy. Thin lines are seeds, thick lines their mean; {jumps} and arms leave plain at "
         f"the first. The last panel has seconds of training instead of steps. On the axis of accuracies, 90, 99 "
-        f"and 99.9 % are equally far apart.{drops}"
+        f"and 99.9 % are equally far apart; triangles on its lower edge are means that are below it.{drops}"
     )
     columns = min(len(panels) + 1, 3)
     rows = math.ceil((len(panels) + 1) / columns)
