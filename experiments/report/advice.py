@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from .results import Results
 from .sections.budgets import EXPERIMENTS as BUDGETS
-from .sections.budgets import MEASURES, shares
+from .sections.budgets import MEASURES, by_sign, differences, missing
 from .sections.rates import EXPERIMENTS as RATES
 from .sections.rates import all_tried, headline
 from .sections.rows import CIFAR, MNIST, ROWS, Row
+from .sections.rules import EXPERIMENTS as RULES
+from .sections.rules import PICKED, best_two_point, ratio_of
 from .statistics import Paired
 from .verdicts import sign
-from .wording import both_seeds, interval, listed, number
+from .wording import both_seeds, interval, listed, spaced
 
 _POINTS = "percentage points"
 
@@ -46,9 +46,8 @@ def _gains(results: Results, rows: Mapping[str, Row]) -> dict[str, Paired]:
 def _by_sign(where: str, gains: dict[str, Paired]) -> str:
     told: dict[str, list[str]] = {}
     for title, d in sorted(gains.items(), key=lambda item: -sign(item[1])):
-        surely = "in both seeds" if d.n == 2 else "clearly"
-        how = {1: f"raise it {surely}", 0: "make no clear difference", -1: f"lower it {surely}"}[sign(d)]
-        told.setdefault(how, []).append(f"{title} ({interval(d)})")
+        how = {1: "raise it clearly", 0: "make no clear difference", -1: "lower it clearly"}[sign(d)]
+        told.setdefault(how, []).append(f"{title} ({interval(d)}{both_seeds(d)})")
     parts = [f"{how} in {listed(rows)}" for how, rows in told.items()]
     if not parts:
         return ""
@@ -60,55 +59,65 @@ def _tuned(tuned: dict[str, Paired]) -> str:
         return "What is left of that with tuned learning rates is not known yet."
     how = {1: "still gain", 0: "neither clearly gain nor clearly lose", -1: "lose"}
     parts = [f"with {optimizer} they {how[sign(d)]} ({interval(d)}{both_seeds(d)})" for optimizer, d in tuned.items()]
-    return f"Where the learning rate is tuned for both (MNIST_3), {listed(parts)}."
+    left = [optimizer for optimizer in RATES if optimizer not in tuned]
+    open_ = f"; with {listed(left)} not all rates have been tried yet" if left else ""
+    return f"Where the learning rate is tuned for both (MNIST_3), {listed(parts)}{open_}."
 
 
 def _budgets(results: Results) -> list[str]:
-    parts = []
+    """Returns what is known of equal budgets where all runs are complete: a rate that is missing may be the best."""
+    told = []
     for network, name in BUDGETS.items():
-        for measure, spelled in MEASURES.items():
-            known = [share for share in shares(results, name, "introspection", measure).values() if share is not None]
-            if known:
-                times = number(float(np.median(known)), 2)
-                parts.append(f"{times} times the steps of plain training to equal {spelled} on {network}")
-    if not parts:
+        if not missing(results, name):
+            found = {measure: differences(results, name, "introspection", measure) for measure in MEASURES}
+            parts = [by_sign(d, measure) for measure, d in found.items() if d]
+            told += [f"{' and '.join(parts)} on {network}"] if parts else []
+    if not told:
         return []
-    return [
-        f"With a learning rate that falls to zero at the budget, jumps take {listed(parts)} (medians over budgets)."
-    ]
+    return [f"With a learning rate that falls to zero at the budget, jumps end with {'; '.join(told)}."]
 
 
 def _two_points(results: Results) -> str:
-    found = {name: results.compare(name, row.two_point, row.main).gain for name, row in ROWS.items() if row.two_point}
+    found = {name: results.compare(name, row.two_point, row.main) for name, row in ROWS.items() if row.two_point}
     told: dict[str, list[str]] = {}
-    for name, d in sorted(found.items(), key=lambda item: -sign(item[1])):
-        if d.n > 1:
-            how = {1: "better", 0: "not distinguishable", -1: "worse"}[sign(d)]
-            told.setdefault(how, []).append(f"{ROWS[name].title} ({interval(d)}{both_seeds(d)})")
+    for name, c in sorted(found.items(), key=lambda item: -sign(item[1].gain)):
+        if c.n > 1:
+            how = {1: "better", 0: "not distinguishable", -1: "worse"}[sign(c.gain)]
+            sooner = c.until < results.compare(name, ROWS[name].main).until
+            when = f" at step {spaced(c.until)}" if sooner else ""
+            told.setdefault(how, []).append(f"{ROWS[name].title}{when} ({interval(c.gain)}{both_seeds(c.gain)})")
     parts = [f"{how} in {listed(rows)}" for how, rows in told.items()]
     if not parts:
         return ""
-    return f"Extrapolation through two points (1.3), which needs no network, is {'; '.join(parts)}, compared with it."
+    words = f"Extrapolation through two points (1.3), which needs no network, is {'; '.join(parts)}, compared with it."
+    return " ".join((words, *_best_ratios(results)))
+
+
+def _best_ratios(results: Results) -> list[str]:
+    """Returns how the best jump ratio does where several were tried."""
+    best = {name: c for name in RULES.values() if (c := best_two_point(results, name)) and c.n > 1}
+    told = [
+        f"{ratio_of(c.arm.name)} in {ROWS[name].title} ({interval(c.gain)} from the network)"
+        for name, c in best.items()
+        if c.arm.name != ROWS[name].two_point
+    ]
+    return [f"The best jump ratios, {PICKED}, are {listed(told)}."] if told else []
 
 
 def _conclusion(gains: dict[str, Paired], tuned: dict[str, Paired]) -> str:
     clear = [title for title, d in gains.items() if sign(d) > 0]
-    still = [optimizer for optimizer, d in tuned.items() if sign(d) > 0]
     if gains and not clear:
         return "**So there is no case for jumps in these results.**"
     if not tuned:
         return "**So use them, for now, only where the learning rate is given and cannot be tuned.**"
-    lost = [title for title, d in gains.items() if sign(d) < 0]
-    warning = f" Even then compare with a run without them: {listed(lost)} ended below it." if lost else ""
-    if len(still) == len(tuned):
-        return f"**So tune the learning rate first; jumps still pay then.{warning}**"
+    not_clear = [title for title, d in gains.items() if sign(d) <= 0]
+    warning = f" Even then compare with a run without them: no clear gain in {listed(not_clear)}." if not_clear else ""
+    still, others = ([o for o, d in tuned.items() if (sign(d) > 0) is pays] for pays in (True, False))
+    parts = [f"jumps still pay with {listed(still)}"] * bool(still)
+    parts += [f"there is no clear gain with {listed(others)}"] * bool(others)
     if still:
-        others = [optimizer for optimizer in tuned if optimizer not in still]
-        return (
-            f"**So tune the learning rate first; then jumps still pay with {listed(still)}, and there is no clear "
-            f"gain with {listed(others)}.{warning}**"
-        )
+        return f"**So tune the learning rate first; then {', and '.join(parts)}.{warning}**"
     return (
         "**So use jumps where the learning rate is given and cannot be tuned; where it can, tune it or let it decay "
-        f"instead: then there is no clear gain.{warning}**"
+        f"instead: then {parts[0]}.{warning}**"
     )

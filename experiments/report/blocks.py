@@ -45,6 +45,11 @@ class Figure:
     png: bytes
     svg: str
 
+    @property
+    def title(self) -> str:
+        """The first sentence of the caption, for those who don't see the figure."""
+        return self.caption.split(". ")[0].removesuffix(".")
+
 
 Block = Text | Table | Figure
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
-from .statistics import Curve, Paired
+from .statistics import Curve, Paired, clocks
 from .wording import name_of, signed
 
 Look = dict[str, Any]
@@ -101,12 +101,15 @@ def mark_drops(ax: Any, steps: Sequence[int]) -> None:
 def accuracy_curves(ax: Any, arms: Mapping[str, Sequence[Curve]], since: Mapping[str, int], x: str = "step") -> None:
     """Draws test accuracy against steps or seconds: thin lines for the seeds, a thick one for their mean.
 
+    Where the mean of an arm is far below all of plain training, it leaves the axes, with a mark at the edge.
+
     Args:
       ax: what to draw into.
       arms: the runs of each arm; those that became non-finite end there with a cross, and are not in the mean.
       since: the step from which on each arm is drawn.
       x: `"step"` or `"seconds"`.
     """
+    means: dict[str, tuple[Any, Any]] = {}
     for name, look in looks([name for name in arms if arms[name]]).items():
         color = look["color"]
         runs = [curve.since(since[name]) for curve in arms[name]]
@@ -119,10 +122,34 @@ def accuracy_curves(ax: Any, arms: Mapping[str, Sequence[Curve]], since: Mapping
                 ax.plot(curve[x][-1:], error(curve["test_accuracy"][-1:]), "x", color=color)
         whole = [curve for curve in runs if curve.finite] or runs[:1]
         middle, mean = (np.mean([curve[key] for curve in whole], axis=0) for key in (x, "test_accuracy"))
-        ax.plot(middle, error(mean), color=color, linestyle=look["linestyle"], linewidth=1.6, label=name_of(name))
+        look = {**look, "markevery": max(1, len(middle) // 6), "markersize": 4, "linewidth": 1.6}
+        ax.plot(middle, error(mean), label=name_of(name), **look)
+        means[name] = middle, error(mean)
+    _leave(ax, means)
     accuracy_axis(ax)
     ax.locator_params(axis="x", nbins=6)
-    ax.set_xlabel({"step": "step", "seconds": "seconds of training"}[x])
+    clock = clocks(curve for curves in arms.values() for curve in curves)
+    ax.set_xlabel({"step": "step", "seconds": f"{clock} seconds of training"}[x])
+
+
+def _leave(ax: Any, means: Mapping[str, tuple[Any, Any]]) -> None:
+    """Cuts off what is far worse than plain training where the others begin, which would crush the rest."""
+    others = {name: mean for name, mean in means.items() if name != "plain"}
+    if "plain" not in means or not others:
+        return
+    begins = min(x[0] for x, _ in others.values())
+    x, y = means["plain"]
+    if not (x >= begins).any():
+        return
+    limit = 2 * float(y[x >= begins].max())
+    ax.set_yscale("log")  # before the limits, since those of a linear axis may be below 0
+    if max(float(y.max()) for _, y in means.values()) > limit:
+        ax.set_ylim(top=limit)
+    colors = {line.get_label(): line.get_color() for line in ax.lines}
+    for name, (x, y) in others.items():
+        if (y > limit).any():
+            left = x[y > limit]
+            ax.plot(left, [limit] * len(left), linestyle="none", marker="v", color=colors[name_of(name)], clip_on=False)
 
 
 def dots(ax: Any, rows: Mapping[str, Paired], xlabel: str, color: str = BLUE, digits: int = 2) -> None:
@@ -161,5 +188,6 @@ def error_bar(ax: Any, x: float, d: Paired, **look: Any) -> None:
 
 
 def legend_below(ax: Any, columns: int = 2) -> None:
-    """Puts the legend below the axes."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, fontsize=9)
+    """Puts the legend below the axes, if there is anything in them."""
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns, fontsize=9)

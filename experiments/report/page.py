@@ -152,8 +152,7 @@ def _markdown_block(block: Block) -> list[str]:
         return [block.text]
     if isinstance(block, Table):
         return _markdown_table(block)
-    first = block.caption.split(". ")[0].removesuffix(".")
-    return [f"![{first}](figures/{block.name}.png)", "", f"*{block.caption}*"]
+    return [f"![{block.title}](figures/{block.name}.png)", "", f"*{block.caption}*"]
 
 
 def _markdown_table(table: Table, anchors: Sequence[str] = ()) -> list[str]:

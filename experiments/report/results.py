@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import fits, runs
 from ..data import DATA
 from ..imagenet.records import RECORDS as IMAGENET
@@ -15,6 +17,7 @@ from ..table import EXPERIMENTS, Experiment
 from .statistics import Comparison, Curve, Pair
 
 Key = tuple[str, str, int]  # experiment, arm and seed
+_CLOCKS = ("seconds", "cpu_seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,26 +47,29 @@ class Results:
         foreseen = sum(len(_seeds(EXPERIMENTS[experiment], arm)) for arm in EXPERIMENTS[experiment].arms)
         return sum(key[0] == experiment for key in self.runs), foreseen
 
-    def compare(self, experiment: str, name: str, against: str | None = None) -> Comparison:
+    def compare(self, experiment: str, name: str, against: str | None = None, until: int | None = None) -> Comparison:
         """Compares an arm with another one of the same seeds.
 
         Args:
           experiment: the experiment.
           name: the arm.
           against: the other arm; by default the one without jumps and with the same learning rate.
+          until: the step up to which they are compared; by default the end of the shorter one.
         """
         record = training(experiment)
         arm = _arm(record, name)
         other = _arm(record, against) if against else _plain(record, arm)
         mine, others = self.curves(experiment, name), self.curves(experiment, other.name)
-        until = min(arm.steps, other.steps)
+        ends = min(arm.steps, other.steps) if until is None else until
         pairs = [
-            Pair(others[seed].until(until), mine[seed].until(until))
+            Pair(others[seed].until(ends), mine[seed].until(ends))
             for seed in sorted(mine.keys() & others.keys())
             if mine[seed].finite and others[seed].finite
         ]
-        finite = [mine[seed] for seed in sorted(mine) if mine[seed].finite]
-        return Comparison(arm, until, len(arm.seeds), finite, len(mine) - len(finite), pairs)
+        finite = [curve for _, curve in sorted(mine.items()) if curve.finite]
+        if until is not None:
+            finite = [curve.until(until) for curve in finite]
+        return Comparison(arm, ends, len(arm.seeds), finite, len(mine) - len(finite), pairs)
 
 
 def training(name: str) -> Training:
@@ -116,7 +122,28 @@ def _joined(key: Key, run: Run, found: dict[Key, Run]) -> Run | None:
     trunk = found.get((key[0], branch["arm"], key[2]))
     if trunk is None:
         return None
-    return run._replace(lines=[*(line for line in trunk.lines if line["step"] <= branch["step"]), *run.lines])
+    lines = _on_the_clock_of(trunk.lines, run.lines)
+    return run._replace(lines=[*(line for line in trunk.lines if line["step"] <= branch["step"]), *lines])
+
+
+def _on_the_clock_of(trunk: list[runs.Line], branch: list[runs.Line]) -> list[runs.Line]:
+    """Returns the lines of a branch as if it had gone on from the very trunk that is in the results.
+
+    What it began with may be from another time that the trunk was trained, on a busier machine. So its first line,
+    one step after the branch, is put where the trunk was at that step; what the first jump takes is lost with that.
+    """
+    steps = [line["step"] for line in trunk]
+    shared = [clock for clock in _CLOCKS if all(clock in line for line in (*trunk, *branch))]
+    offsets = {
+        clock: float(np.interp(branch[0]["step"], steps, [line[clock] for line in trunk])) - branch[0][clock]
+        for clock in shared
+        if branch
+    }
+    others = [{name: value for name, value in line.items() if name not in _CLOCKS} for line in branch]
+    return [
+        {**rest, **{clock: line[clock] + offset for clock, offset in offsets.items()}}
+        for line, rest in zip(branch, others, strict=True)
+    ]
 
 
 def _check_record(path: Path, key: Key, header: runs.Line) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,8 @@ from ..records import Arm
 from ..runs import Run
 
 Array = npt.NDArray[Any]
+# What a loss is at least, so that it has a log.
+TINY = 1e-12
 
 
 class Paired(NamedTuple):
@@ -56,27 +58,31 @@ class Curve:
     Attributes:
       lines: one for each evaluation, by step.
       finite: whether the run got to its end.
+      clock: what `seconds` are of.
     """
 
     lines: tuple[dict[str, Any], ...]
     finite: bool
+    clock: str = "wall-clock"
 
     @classmethod
     def of(cls, run: Run) -> "Curve":
-        """Returns the evaluations of a run, with the seconds of its core where it had one to itself."""
-        lines = ({**line, "seconds": line.get("cpu_seconds", line["seconds"])} for line in run.lines)
-        return cls(tuple(lines), run.end == "complete")
+        """Returns the evaluations of a run, with its CPU time where it was measured: others may work there too."""
+        finite = run.end == "complete"
+        if not all("cpu_seconds" in line for line in run.lines):
+            return cls(tuple(run.lines), finite)
+        return cls(tuple({**line, "seconds": line["cpu_seconds"]} for line in run.lines), finite, "CPU")
 
     def __getitem__(self, measure: str) -> Array:
         return np.array([line[measure] for line in self.lines], np.float64)  # None becomes NaN
 
     def until(self, step: int) -> "Curve":
         """Returns the evaluations up to a step."""
-        return Curve(tuple(line for line in self.lines if line["step"] <= step), self.finite)
+        return dataclasses.replace(self, lines=tuple(line for line in self.lines if line["step"] <= step))
 
     def since(self, step: int) -> "Curve":
         """Returns the evaluations from a step on."""
-        return Curve(tuple(line for line in self.lines if line["step"] >= step), self.finite)
+        return dataclasses.replace(self, lines=tuple(line for line in self.lines if line["step"] >= step))
 
     def at(self, step: int, measure: str) -> float:
         """Returns what was measured at a step; NaN if nothing was."""
@@ -112,7 +118,7 @@ class Comparison:
 
     Attributes:
       arm: the arm.
-      until: the step at which the arms are compared; the end of the shorter one.
+      until: the step at which the arms are compared; the end of the shorter one, or an earlier one.
       foreseen: how many seeds the record has.
       curves: the runs that got to their end.
       not_finite: how many became non-finite instead; they are in no average.
@@ -150,6 +156,11 @@ class Comparison:
         """Returns by how much a measure at the end is changed, in percent of the other arm's."""
         return Paired(tuple(100 * (pair.mine.final(measure) / pair.other.final(measure) - 1) for pair in self.pairs))
 
+    def log_ratio(self, measure: str) -> Paired:
+        """Returns the logs of a measure at the end over that of the other arm."""
+        ends = [(pair.mine.final(measure), pair.other.final(measure)) for pair in self.pairs]
+        return Paired(tuple(math.log(max(mine, TINY) / max(other, TINY)) for mine, other in ends))
+
     @property
     def unsteadiness(self) -> Paired:
         """The differences of `Curve.unsteadiness` since the first jump."""
@@ -186,6 +197,11 @@ class Comparison:
 def mean(values: Sequence[float]) -> float:
     """Returns the mean; NaN of nothing."""
     return statistics.fmean(values) if values else math.nan
+
+
+def clocks(curves: Iterable[Curve]) -> str:
+    """Returns what the seconds of curves are of."""
+    return " or ".join(sorted({curve.clock for curve in curves})) or "wall-clock"
 
 
 def median(values: Sequence[float]) -> float:

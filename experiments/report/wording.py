@@ -81,6 +81,14 @@ def interval(d: Paired, digits: int = 2) -> str:
     return f"{signed(d.mean, digits)} [{signed(d.low, digits)}, {signed(d.high, digits)}]"
 
 
+def times(log_ratio: Paired) -> str:
+    """Returns a geometric mean with its 95 % interval, from logs; one seed has none."""
+    middle = significant(math.exp(log_ratio.mean)) if log_ratio.n else NONE
+    if log_ratio.n < 2:
+        return middle
+    return f"{middle} [{significant(math.exp(log_ratio.low))}, {significant(math.exp(log_ratio.high))}]"
+
+
 def both_seeds(d: Paired) -> str:
     """Returns what can be said of two seeds, whose interval is of little use; nothing of more or fewer."""
     if d.n != 2 or min(d.differences) <= 0 <= max(d.differences):

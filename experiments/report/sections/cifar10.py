@@ -32,7 +32,7 @@ def speed(results: Results, experiment: str) -> Claim:
         f"with the network's jumps{'' if steps == paper.plain_steps else f' (here: {length} of the steps)'}"
     )
     claim = claims.network(results, experiment, MAIN)
-    if claim.keyword == "open" or not c.n:
+    if not verdicts.enough(c.n, c.foreseen):
         return dataclasses.replace(claim, claim=title)
     plain, jumps = (mean([pair[i].best()["test_accuracy"] for pair in c.pairs]) for i in (0, 1))
     words = (

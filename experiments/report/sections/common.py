@@ -17,7 +17,7 @@ def section(
     blocks: Sequence[Block],
     question: str | None = None,
 ) -> Section:
-    """Returns a section on some experiments; of those without any run it says how to make them.
+    """Returns a section on some experiments; of what is missing it says how to make it.
 
     Args:
       results: all complete runs.
@@ -29,14 +29,15 @@ def section(
     """
     records = [EXPERIMENTS[name] for name in names]
     progress = {name: results.progress(name) for name in names}
-    missing = [record for record in records if not progress[record.name][0]]
-    hints = [
-        Text(
-            f"No run of `{record.name}` is complete yet: `{command(results, record.name)}` makes them, in about "
-            f"{record.minutes} minutes on two CPU cores."
-        )
-        for record in missing
-    ]
+    hints = []
+    for record in records:
+        done, foreseen = progress[record.name]
+        makes = f"`{command(results, record.name)}` makes"
+        if not done:
+            minutes = f"in about {record.minutes} minutes on two CPU cores"
+            hints.append(Text(f"No run of `{record.name}` is complete yet: {makes} them, {minutes}."))
+        elif done < foreseen:
+            hints.append(Text(f"Of the runs of `{record.name}` {done} of {foreseen} are complete: {makes} the rest."))
     return Section(
         title=title,
         question=question or records[0].question,

@@ -7,21 +7,22 @@ from ...records import Training
 from .. import charts, claims
 from ..blocks import Block, Figure, Section, Table, sketch
 from ..results import Results, training
-from ..statistics import Comparison, Curve, mean, median
-from ..wording import NONE, complete, interval, name_of, number, percent, signed, spaced
+from ..statistics import Comparison, Curve, clocks, mean, median
+from ..wording import NONE, complete, interval, listed, name_of, number, percent, signed, spaced
 from .common import section
 from .rows import ROWS, Row
 
 COLUMNS = (
     "arm", "seeds", "steps", "final, %", "difference to plain", "best, %", "its step", "plain's best reached at",
-    "share of steps", "seconds to it",
+    "share of steps",
 )  # fmt: skip
 LEGEND = (
     "Means over seeds, and medians where they are of steps or seconds. Final: test accuracy at the last step. "
     "Difference: of the same seed at the same step, in percentage points, with its 95 % interval (with two seeds it is "
     "12.7 times as wide as they are apart). In brackets how many runs reach the best test accuracy of the plain run of "
-    "the same seed. Share of steps: to the plain run's best. Seconds: of training, without evaluation, on a core of "
-    "its own (CPU time, since the machine may have done other work); those of plain are to its own best."
+    "the same seed, up to where the arm ends. Share of steps: to that best. Seconds: of training, to it as well, those "
+    "of plain to its own best; CPU time where the machine may have done other work. They are without evaluation and "
+    "compilation, and without what the snapshots before the first jump and that jump itself take."
 )
 
 
@@ -31,12 +32,33 @@ def comparison(results: Results, name: str) -> Section:
     found = [claim for of in row.claims if (claim := of(results, name))]
     if not results.progress(name)[0]:
         return section(results, row.title, [name], found, [])
-    everything = [c for c in claims.comparisons(results, name) if c.curves or c.not_finite]
+    everything = _everything(results, name)
     blocks: list[Block] = [_curves(results, name), *(figure(results, name) for figure in row.figures)]
-    if sum(c.n > 0 for c in everything) > 3:
-        blocks.append(_differences(name, everything))
-    blocks.append(_table(results, name, everything))
+    jumping = [c for c in everything if c.arm.name != "plain"]
+    if sum(c.n > 0 for c in jumping) > 3:
+        blocks.append(_differences(name, jumping))
+    blocks.append(_table(name, everything))
     return section(results, row.title, [name], found, blocks)
+
+
+def _everything(results: Results, name: str) -> list[Comparison]:
+    """Returns all arms, compared with plain.
+
+    Where some end sooner, plain and the main arm stand before them a second time, as they are at that step: what the
+    arms come to is not to be compared with the end of a longer training.
+    """
+    arms = [results.compare(name, "plain"), *claims.comparisons(results, name)]
+    arms = [c for c in arms if c.curves or c.not_finite]
+    whole = max(arm.steps for arm in training(name).arms)
+    shown = [c for c in arms if c.until == whole]
+    for until in sorted({c.until for c in arms} - {whole}):
+        shown += [results.compare(name, arm, until=until) for arm in ("plain", ROWS[name].main)]
+        shown += [c for c in arms if c.until == until]
+    return shown
+
+
+def _name(c: Comparison) -> str:
+    return name_of(c.arm.name) + (f", at step {spaced(c.until)}" if c.until < c.arm.steps else "")
 
 
 def _curves(results: Results, name: str) -> Figure:
@@ -53,8 +75,8 @@ def _curves(results: Results, name: str) -> Figure:
     drops = " Solid grey lines are where the learning rate falls to a tenth." if row.drops else ""
     caption = (
         f"{row.title}: test accuracy. Thin lines are seeds, thick lines their mean; {jumps} and arms leave plain at "
-        f"the first. The last panel has the seconds of training instead of steps. On the axis of accuracies, 90, 99 "
-        f"and 99.9 % are equally far apart.{drops}"
+        f"the first. The last panel has seconds of training instead of steps. On the axis of accuracies, 90, 99 "
+        f"and 99.9 % are equally far apart; triangles on its lower edge are means that are below it.{drops}"
     )
     columns = min(len(panels) + 1, 3)
     rows = math.ceil((len(panels) + 1) / columns)
@@ -96,15 +118,20 @@ def _differences(name: str, compared: Sequence[Comparison]) -> Figure:
         "are seeds, dots their mean, bars its 95 % interval, cut off at the edge. What is far below plain is at the "
         "left edge, with its mean."
     )
-    rows = {name_of(c.arm.name): c.gain for c in compared}
+    sooner = sorted({c.until for c in compared if c.until == c.arm.steps} - {max(a.steps for a in training(name).arms)})
+    if sooner:
+        ends = listed([spaced(step) for step in sooner])
+        caption += f" Arms that end before plain does are compared with it at their own end, step {ends}."
+    rows = {_name(c): c.gain for c in compared}
     with sketch(f"{name}-differences", caption, 1, width=7.5, height=0.24 * len(rows) + 1) as drawn:
         charts.dots(drawn.axes[0], rows, "difference of final test accuracy to plain, percentage points")
     return drawn.figure
 
 
-def _table(results: Results, name: str, compared: Sequence[Comparison]) -> Table:
-    rows = [_row(c) for c in (results.compare(name, "plain"), *compared)]
-    return Table(COLUMNS, rows + _papers_rows(training(name), ROWS[name]), LEGEND)
+def _table(name: str, compared: Sequence[Comparison]) -> Table:
+    rows = [_row(c) for c in compared]
+    columns = (*COLUMNS, f"{clocks(curve for c in compared for curve in c.curves)} seconds")
+    return Table(columns, rows + _papers_rows(training(name), ROWS[name]), LEGEND)
 
 
 def _row(c: Comparison) -> list[str]:
@@ -114,9 +141,9 @@ def _row(c: Comparison) -> list[str]:
     at = spaced(median([line["step"] for line in reached]))
     share = median(c.shares())
     return [
-        name_of(c.arm.name),
+        _name(c),
         complete(len(c.curves), c.foreseen, c.not_finite),
-        spaced(c.arm.steps),
+        spaced(c.until),
         percent(mean([curve.final("test_accuracy") for curve in c.curves])),
         NONE if own else interval(c.gain),
         percent(mean([best["test_accuracy"] for best in bests])),

@@ -1,6 +1,5 @@
 """What a jump does to the loss: before it, right after, and over the next steps; and which weights gain from it."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,11 +9,13 @@ import numpy.typing as npt
 from .. import charts, claims
 from ..blocks import Block, Claim, Figure, Section, Table, sketch
 from ..results import Results, training
-from ..statistics import Curve, median
+from ..statistics import Comparison, Curve, mean
+from ..verdicts import sign
 from ..wording import NONE, complete, interval, listed, name_of, number, percent, seeds, significant, spaced
 from .common import section
 
 EXPERIMENTS = {"MNIST_3 with SGD": "mnist_3-layers", "MNIST_1 with SGD": "mnist_1-layers"}
+MEASURES = {"test_loss": "test loss", "train_loss": "training loss"}
 _LOOKS = {"all": charts.FIXED["introspection"], "plain": charts.FIXED["plain"]}
 Array = npt.NDArray[np.float64]
 
@@ -29,7 +30,7 @@ def jumps(results: Results) -> Section:
         found = {arm: [c for c in curves if c.finite] for arm, curves in found.items()}
         found = {arm: curves for arm, curves in found.items() if curves}
         if found:
-            blocks += [_figure(title, name, found), _table(results, title, name, found)]
+            blocks += [_figure(title, name, found), _around(title, name, found), _finals(results, title, name, found)]
             answers += _answers(results, title, name, found)
     return section(results, "What a jump does to the loss", list(EXPERIMENTS.values()), answers, blocks)
 
@@ -51,7 +52,7 @@ def _figure(title: str, name: str, found: Mapping[str, list[Curve]]) -> Figure:
     columns = len(record.around)
     with sketch(f"{name}-loss", caption.replace("*", ""), columns, rows=2, width=3.6, height=3) as drawn:
         axes = iter(drawn.axes)
-        for measure, spelled in (("test_loss", "test loss"), ("train_loss", "training loss")):
+        for measure, spelled in MEASURES.items():
             for jump in record.around:
                 ax = next(axes)
                 for arm, curves in found.items():
@@ -78,65 +79,105 @@ def _few_ticks(ax: Any) -> None:
     ax.set_yticks([], minor=True)
 
 
-def _ratios(name: str, curves: list[Curve], measure: str, after: int) -> list[float]:
-    found = [around(c, jump, (after,), measure)[0] for c in curves for jump in training(name).around]
-    return [float(ratio) for ratio in found if not math.isnan(ratio)]
-
-
-def _table(results: Results, title: str, name: str, found: Mapping[str, list[Curve]]) -> Table:
-    last = training(name).after_jump[-1]
-    rows = []
-    for arm, curves in found.items():
-        c = results.compare(name, arm)
-        rows.append(
-            [
-                name_of(arm),
-                complete(len(curves), c.foreseen),
-                percent(float(np.mean([curve.final("test_accuracy") for curve in curves]))),
-                NONE if arm == "plain" else interval(c.gain),
-                NONE if arm == "plain" else interval(c.relative("test_loss"), 1),
-                *(
-                    significant(median(_ratios(name, curves, measure, after)))
-                    for measure in ("test_loss", "train_loss")
-                    for after in (1, last)
-                ),
-            ]
-        )
-    columns = (
-        "weights that jump", "seeds", "final, %", "difference to plain", "final test loss, %", "test loss 1 step after",
-        f"{last} steps after", "training loss 1 step after", f"{last} steps after",
-    )  # fmt: skip
+def _finals(results: Results, title: str, name: str, found: Mapping[str, list[Curve]]) -> Table:
+    compared = {arm: results.compare(name, arm) for arm in found}
+    end = spaced(compared["plain"].until) if "plain" in compared else "the end"
+    rows = [
+        [
+            name_of(arm),
+            complete(len(curves), c.foreseen),
+            percent(mean([curve.final("test_accuracy") for curve in curves])),
+            NONE if arm == "plain" else interval(c.gain),
+            NONE if arm == "plain" else interval(c.relative("test_loss"), 1),
+        ]
+        for (arm, curves), c in zip(found.items(), compared.values(), strict=True)
+    ]
+    columns = ("weights that jump", "seeds", "test accuracy, %", "difference to plain", "test loss, %")
     caption = (
-        f"{title}: losses after a jump relative to just before it, medians over jumps and seeds; final values against "
-        "plain training of the same seed, with 95 % intervals where there are several."
+        f"{title}: at step {end}, against plain training of the same seed, with 95 % intervals where there are several."
     )
     return Table(columns, rows, caption)
 
 
+def _around(title: str, name: str, found: Mapping[str, list[Curve]]) -> Table:
+    record = training(name)
+    moments = (0, 1, record.after_jump[-1])
+    rows = [
+        [
+            f"{spaced(jump)}, {name_of(arm)}",
+            *(significant(_then(curves, jump + step, m)) for m in ("test_loss", "train_loss") for step in moments),
+            *(percent(_then(curves, jump + step, "test_accuracy")) for step in moments),
+        ]
+        for jump in record.around
+        for arm, curves in found.items()
+    ]
+    when = ("just before", "1 step after", f"{moments[-1]} steps after")
+    measures = ("test loss", "training loss", "test accuracy, %")
+    columns = (
+        "jump, weights that jump",
+        *(f"{m}, {w}" if w == when[0] else w for m in measures for w in when),
+    )
+    caption = f"{title}: around each jump, means over seeds. Plain makes the same steps without a jump."
+    return Table(columns, rows, caption)
+
+
+def _then(curves: list[Curve], step: int, measure: str) -> float:
+    return mean([curve.at(step, measure) for curve in curves])
+
+
 def _answers(results: Results, title: str, name: str, found: Mapping[str, list[Curve]]) -> list[Claim]:
     answers = []
-    last = training(name).after_jump[-1]
     count = seeds(len(found.get("all", [])), len(training(name).seeds))
     if "all" in found and "plain" in found:
-        right_after = median(_ratios(name, found["all"], "test_loss", 1))
-        later = median(_ratios(name, found["all"], "test_loss", last))
-        plain = median(_ratios(name, found["plain"], "test_loss", last))
-        kind = (
-            "the gain is in the recovery" if right_after > 1 and later < plain
-            else "it is better at once and stays so" if right_after <= 1 and later < plain
-            else f"within {last} steps it gains nothing in loss"
-        )  # fmt: skip
-        words = (
-            f"Right after a jump it is {number(right_after)} times what it was, and after {last} steps {number(later)} "
-            f"times, plain {number(plain)} times (medians): {kind}."
-        )
-        answers.append(Claim(f"What does a jump do to the test loss? ({title})", words, seeds=count))
-    gains = {c.arm.name: c.gain for c in claims.comparisons(results, name) if c.n and c.arm.name != "all"}
+        for measure, spelled in MEASURES.items():
+            words = _told(name, found["all"], found["plain"], measure)
+            answers.append(Claim(f"What does a jump do to the {spelled}? ({title})", words, seeds=count))
+    gains = {c.arm.name: c for c in claims.comparisons(results, name) if c.n and c.arm.name != "all"}
     if gains:
-        told = listed([f"{name_of(arm)} {interval(gain)}" for arm, gain in gains.items()])
-        everything = results.compare(name, "all").gain
-        most = max(gains, key=lambda arm: gains[arm].mean)
-        beside = f"; all together {interval(everything)}" if everything.n else ""
-        words = f"{name_of(most).capitalize()} most. Final test accuracy against plain: {told}{beside}."
+        told = listed([f"{name_of(arm)} {interval(c.gain)}" for arm, c in gains.items()])
+        everything = results.compare(name, "all")
+        beside = f"; all together {interval(everything.gain)}" if everything.n else ""
+        until = next(iter(gains.values())).until
+        words = f"{_most(results, name, gains)} Test accuracy at step {spaced(until)} against plain: {told}{beside}."
         answers.append(Claim(f"Which weights gain from jumps? ({title})", words, seeds=count))
     return answers
+
+
+def _told(name: str, jumping: list[Curve], plain: list[Curve], measure: str) -> str:
+    """Returns in words what each jump does to a loss; of several jumps one may do what the others don't."""
+    record = training(name)
+    last = record.after_jump[-1]
+    right_after, later, without = (
+        {jump: [float(around(c, jump, (after,), measure)[0]) for c in curves] for jump in record.around}
+        for curves, after in ((jumping, 1), (jumping, last), (plain, last))
+    )
+    each = listed(
+        [
+            f"{number(mean(right_after[jump]))} right after the jump at {spaced(jump)} and {number(mean(later[jump]))} "
+            f"{last} steps later (plain {number(mean(without[jump]))})"
+            for jump in record.around
+        ]
+    )
+    return (
+        f"Right after it is {_directions(right_after)}; {last} steps later {_directions(later)}. Times what it was "
+        f"just before: {each}."
+    )
+
+
+def _directions(ratios: Mapping[int, list[float]]) -> str:
+    """Returns after which jumps a measure is higher or lower than before, in all seeds or not."""
+    told: dict[str, list[str]] = {}
+    for jump, of in ratios.items():
+        lower = [ratio < 1 for ratio in of]
+        how = "lower" if all(lower) else "lower in some seeds and higher in others" if any(lower) else "higher"
+        told.setdefault(how, []).append(spaced(jump))
+    return listed([f"{how} at {listed(jumps)}" for how, jumps in told.items()])
+
+
+def _most(results: Results, name: str, gains: Mapping[str, Comparison]) -> str:
+    """Returns which weights gain most, if that is clear."""
+    most = max(gains, key=lambda arm: gains[arm].gain.mean)
+    if gains[most].n < 2:
+        return "One seed doesn't tell which gain most."
+    clear = all(sign(results.compare(name, most, other).gain) > 0 for other in gains if other != most)
+    return f"{name_of(most).capitalize()} {'most' if clear else 'by the mean, but not clearly more than each other'}."

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from ...figures import BLUE
 from .. import charts
 from ..blocks import Block, Claim, Figure, Section, Table, sketch
-from ..results import Results
+from ..results import Results, training
 from ..statistics import Comparison, Paired
 from ..verdicts import sign
-from ..wording import complete, interval, name_of, seeds
+from ..wording import complete, interval, listed, name_of, seeds, spaced
 from .common import section
 from .rows import CIFAR, MNIST, ROWS
 
@@ -49,22 +49,24 @@ def advice(c: Comparison) -> str:
         f"Training accuracy {interval(accuracy)} percentage points, test loss {interval(raw, 1)} %, calibrated "
         f"{interval(calibrated, 1)} %, temperature {interval(c.relative('temperature'), 1)} %."
     )
-    conclusion = _conclusion(raw, calibrated)
-    if raw.n == 2 and (sign(raw) or sign(calibrated)):
-        conclusion = f"By two seeds, which is little: {conclusion[0].lower()}{conclusion[1:]}"
-    return f"{conclusion} {numbers}"
+    return f"{_conclusion(raw, calibrated)} {numbers}"
 
 
 def _conclusion(raw: Paired, calibrated: Paired) -> str:
     """Returns a sentence for each combination of better and worse."""
     better, worse = sign(calibrated) < 0, sign(calibrated) > 0
-    if better and raw.mean > 0:
+    if better and sign(raw) > 0:
         return (
             "No: the calibrated loss falls while the raw loss rises, so that the network knows more but is too sure of "
             "itself. Fit a temperature on held-out images, smooth the labels, or stop earlier."
         )
-    if better:
+    if better and sign(raw) < 0:
         return "No: the loss falls, with and without a temperature. Nothing needs to be done."
+    if better:
+        return (
+            "No: the calibrated loss falls, while the raw loss isn't clearly changed. Fit a temperature on held-out "
+            "images if probabilities matter."
+        )
     if worse:
         return (
             "It is overfitting: even the calibrated loss rises. Stop earlier, as one would with longer training, or "
@@ -78,6 +80,10 @@ def _conclusion(raw: Paired, calibrated: Paired) -> str:
     if sign(raw) < 0:
         return "By the loss, yes: the raw loss falls, but the calibrated one doesn't change clearly."
     return "Open: neither loss changes clearly."
+
+
+def _longest(name: str) -> int:
+    return max(arm.steps for arm in training(name).arms)
 
 
 def _label(name: str, c: Comparison) -> str:
@@ -115,8 +121,9 @@ def _table(found: list[tuple[str, Comparison]]) -> Table:
         ]
         for name, c in found
     ]
+    sooner = [f"{_label(name, c)}: at step {spaced(c.until)}" for name, c in found if c.until < _longest(name)]
     caption = (
-        "Jumps against plain training of the same seed at the end (MNIST_1 with SGD and two points: at step 8000), "
-        "with 95 % intervals; losses and temperature as changes in percent."
+        f"Jumps against plain training of the same seed at the end{f' ({listed(sooner)})' if sooner else ''}, with "
+        "95 % intervals; losses and temperature as changes in percent."
     )
     return Table(columns, rows, caption)

@@ -72,7 +72,8 @@ def _verdict(found: Sequence[_Found], experiment: Movement) -> Claim:
     words = (
         f"Half of the sum of all absolute changes is made by {told} of the weights; if changes were normally "
         f"distributed, it would be {percent(verdicts.NORMAL_SHARE, 1)} %. "
-        f"{listed([f'{_span(f.unmoved)} %' for f in found])} never move."
+        # These are among the many that make the other half, so that they alone may make the rest few.
+        f"Weights that never move: {listed([f'{_span(f.unmoved)} % ({f.recorded.title})' for f in found])}."
     )
     return Claim(title, words, verdicts.few_weights([mean(f.shares("difference")) for f in found]), count)
 

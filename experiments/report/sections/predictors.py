@@ -50,13 +50,13 @@ def _errors(fitted: dict[str, Run]) -> Table:
             [
                 fit.name,
                 _described(fit),
-                number(error["train_l1"]),
-                number(error["validation_l1"]),
-                number(error["staying_l1"]),
-                number(error["two_point_l1"]),
+                number(error["train_l1"], 3),
+                number(error["validation_l1"], 3),
+                number(error["staying_l1"], 3),
+                number(error["two_point_l1"], 3),
                 percent(rule["explained"], 1),
                 *(signed(by_point[point], 3) if point in by_point else NONE for point in (0.7, 0.4, 0.0)),
-                number(rule["rule_l1"]),
+                number(rule["rule_l1"], 3),
             ]
         )
     columns = (
@@ -153,18 +153,18 @@ def _form(results: Results) -> Claim | None:
 
 
 def _linearity(fitted: dict[str, Run]) -> Claim | None:
-    told, added = [], []
+    told = []
     for name in ("l1", "equivariant"):
         if name in fitted:
             error, rule = fitted[name].lines[:2]
-            added.append(rule["rule_l1"] - error["validation_l1"])
+            added = round(rule["rule_l1"], 3) - round(error["validation_l1"], 3)
+            rest = "makes it better" if added > 0 else "makes it worse" if added < 0 else "doesn't change it"
             told.append(
-                f"of {name}, {percent(rule['explained'], 1)} % of the variance of how far it moves weights, with an L1 "
-                f"of {number(rule['rule_l1'])} instead of {number(error['validation_l1'])}"
+                f"of {name} it explains {percent(rule['explained'], 1)} % of the variance of how far weights are "
+                f"moved, its L1 is {number(rule['rule_l1'], 3)} and the network's "
+                f"{number(error['validation_l1'], 3)}: what is not linear {rest}"
             )
     if not told:
         return None
-    most = max(added)
-    rest = f"makes the L1 better by at most {number(most)}" if most >= 0.005 else "doesn't make the L1 better"
-    words = f"The nearest fixed linear rule explains, {'; '.join(told)}. What is not linear {rest}."
+    words = f"By the nearest fixed linear rule: {'; '.join(told)}."
     return Claim("How much of the network is a fixed linear rule?", words, seeds="one fit each")

@@ -1,6 +1,7 @@
 """Tuned learning rates: plain training and jumps, each at the rate that is best for it."""
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from .. import charts, claims
 from ..blocks import Block, Claim, Figure, Section, Table, sketch
 from ..results import Results, training
 from ..statistics import Comparison, mean
-from ..wording import NONE, complete, interval, name_of, percent, seeds
+from ..wording import NONE, complete, interval, listed, name_of, percent, seeds
 from .common import section
 
 EXPERIMENTS = {"SGD": "mnist_3-rates-sgd", "Adam": "mnist_3-rates-adam"}
@@ -24,19 +25,27 @@ class Tuned:
     Attributes:
       arm: the one with the best mean.
       accuracy: its mean final test accuracy.
+      edge: what is to be said if its rate is an extreme of those tried, with the same decay; else nothing.
       tried: how many arms are complete, so far as any is.
       foreseen: how many arms there are.
     """
 
     arm: Arm
     accuracy: float
+    edge: str
     tried: int
     foreseen: int
 
     @property
     def words(self) -> str:
         """The learning rate."""
-        return f"x {self.arm.rate:g}, {_DECAYS[self.arm.decay]}"
+        return f"x {self.arm.rate:g}, {_DECAYS[self.arm.decay]}{self.edge}"
+
+
+def edge(rate: float, tried: Collection[float]) -> str:
+    """Returns what is to be said if the best rate is an extreme of those tried: a better one may lie beyond."""
+    extreme = "the only one" if len(tried) == 1 else {max(tried): "the largest", min(tried): "the smallest"}.get(rate)
+    return f", {extreme} tried" if extreme else ""
 
 
 def way_of(name: str) -> str:
@@ -61,7 +70,8 @@ def tuned(results: Results, experiment: str, way: str, decay: str | None = None)
     if not means:
         return None
     best = max(means, key=lambda arm: means[arm])
-    return Tuned(best, means[best], len(tried), len(arms))
+    at_edge = edge(best.rate, {arm.rate for arm in tried if arm.decay == best.decay})
+    return Tuned(best, means[best], at_edge, len(tried), len(arms))
 
 
 def all_tried(results: Results, optimizer: str) -> bool:
@@ -100,6 +110,10 @@ def answer(results: Results, optimizer: str) -> Claim | None:
     words = f"{how[0].upper()}{how[1:]}: {interval(d)} percentage points of final test accuracy."
     if not all_tried(results, optimizer):
         words = f"Not all learning rates are complete yet. So far: {words}"
+    best = {way: tuned(results, EXPERIMENTS[optimizer], way) for way in ("plain", "introspection")}
+    at_edge = [f"{name_of(way)} ({found.words})" for way, found in best.items() if found and found.edge]
+    if at_edge:
+        words += f" The best rate is an extreme of those tried for {listed(at_edge)}: a better one may lie beyond."
     title = f"Do jumps still gain when the learning rate is tuned for both? (MNIST_3, {optimizer})"
     return Claim(title, words, seeds=seeds(compared.n, compared.foreseen))
 
@@ -115,7 +129,7 @@ def headline_table(results: Results) -> Table:
             rows.append(
                 [
                     f"{optimizer}, {name_of(way)}",
-                    *(f"x {t.arm.rate:g}: {percent(t.accuracy)}" if (t := best[d]) else NONE for d in _DECAYS),
+                    *(f"{percent(t.accuracy)} (x {t.arm.rate:g}{t.edge})" if (t := best[d]) else NONE for d in _DECAYS),
                     f"{chosen.words} (of {chosen.tried})" if chosen else NONE,
                     percent(chosen.accuracy) if chosen else NONE,
                     interval(compared.gain) if compared and way != "plain" else NONE,
@@ -128,7 +142,8 @@ def headline_table(results: Results) -> Table:
     )  # fmt: skip
     caption = (
         "Each way at the learning rate, times the paper's, that is best for it by mean final test accuracy, constant "
-        "or with cosine decay to zero at the end. Test accuracy chooses the rate for all ways alike."
+        "or with cosine decay to zero at the end. Test accuracy chooses the rate for all ways alike, on the seeds that "
+        "are compared. Where the best rate is the largest or the smallest tried, a better one may lie beyond."
     )
     return Table(columns, rows, caption)
 
