@@ -137,7 +137,8 @@ def run(
     takes, and `python -m experiments report` makes the report of what is complete.
 
     `alexnet_1` and `inception_v1` train on ImageNet, which `--data` names, on all devices of all processes: those that
-    the environment of Slurm, a TPU pod or Open MPI tells of. SIGTERM saves, and ends with the status 75.
+    the environment of Slurm, a TPU pod or Open MPI tells of. SIGTERM saves, and ends with the status 75. A run that
+    diverges is written down as such, and the others go on.
 
     Args:
       names: the experiments, or `all`; predictors come first, since others use them.
