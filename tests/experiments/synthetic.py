@@ -23,7 +23,7 @@ def write(folder, names=tuple(EXPERIMENTS), seeds=None, every=None):
     for name in names:
         experiment = EXPERIMENTS[name]
         for arm in experiment.arms:
-            for seed in arm.seeds if isinstance(experiment, Training) else (0,):
+            for seed in arm.seeds if isinstance(experiment, Training) else experiment.seeds:
                 if seeds is None or seed in seeds:
                     lines, branch = _lines(experiment, arm, seed, every)
                     write_run(folder, experiment, arm, seed, lines, {"branch": branch})
