@@ -9,6 +9,7 @@ from rich.console import Console
 
 from .histories import fitting, recording
 from .jump import jumps
+from .layers import both_forms
 from .page import machine, page
 from .rows import Row
 from .steps import billion, compilation, idle_steps, states
@@ -21,13 +22,16 @@ SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "billion": billion,
     "recording": recording,
     "fitting": fitting,
+    "layers": both_forms,
 }
 
 
 def benchmark(
     output: Path = Path("runs/benchmark"), repetitions: int = 40, sections: Sequence[str] = tuple(SECTIONS)
 ) -> None:
-    """Measures what steps, jumps, compilation, recording and fitting cost; half an hour on two cores, otherwise idle.
+    """Measures what steps, jumps, compilation, recording, fitting and the layers of the experiments' networks cost.
+
+    It takes half an hour on two cores that do nothing else.
 
     Every section is written down as soon as it is measured; those measured before stay as they are, and without any to
     be measured the page is only made anew.
@@ -35,7 +39,7 @@ def benchmark(
     Args:
       output: the folder that gets benchmark.md, and a folder benchmark with the figures and benchmark.json.
       repetitions: of every measurement; slow ones are repeated less.
-      sections: which to measure: idle-steps, jumps, compilation, states, billion, recording, fitting.
+      sections: which to measure: idle-steps, jumps, compilation, states, billion, recording, fitting, layers.
     """
     if unknown := [name for name in sections if name not in SECTIONS]:
         raise ValueError(f"unknown sections {unknown}; known are {list(SECTIONS)}")

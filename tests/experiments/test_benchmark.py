@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from experiments import benchmark as module
-from experiments.benchmark import benchmark, jump, steps
+from experiments.benchmark import benchmark, jump, layers, steps
 from experiments.benchmark.networks import FAMILIES, Family, mlp, transformer
 from experiments.benchmark.page import page
 from experiments.benchmark.rows import Row, interleaved, row
@@ -110,6 +110,26 @@ def test_an_update_is_lowered_without_arrays():
     params = [jax.ShapeDtypeStruct((1 << 20, 1 << 15), jnp.bfloat16)]
     state = jax.eval_shape(optax.sgd(0.1).init, params)
     assert "1048576x32768xbf16" in steps.lower_update(optax.sgd(0.1), params, state).as_text()
+
+
+@pytest.mark.parametrize("case", layers.CASES, ids=lambda case: case.name)
+def test_both_forms_of_a_layer_compute_the_same(case):
+    small = tuple((2, *shape[1:]) if i == 0 else shape for i, shape in enumerate(case.shapes))
+    random = np.random.default_rng(0)
+    operands = [np.float32(random.normal(size=shape)) for shape in small]
+    found, expected = (jax.tree.leaves(layers.there_and_back(form)(*operands)) for form in (case.ours, case.other))
+    assert len(found) == 1 + len(small)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
+    measured = layers.measured(case._replace(shapes=small), 2)
+    assert 0 < measured.low <= measured.median <= measured.high
+
+
+def test_batch_norms_are_measured_against_a_network_without(monkeypatch):
+    monkeypatch.setattr(layers, "_BATCH", 4)
+    measured = layers.batch_norms(2)
+    assert measured.median > 0
+    assert measured.note.endswith(" ms")
 
 
 def test_results_are_written_as_they_come(tmp_path, monkeypatch):
