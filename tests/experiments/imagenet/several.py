@@ -16,7 +16,7 @@ SECONDS = 200  # after which something hangs
 class Several:
     """Some processes of one run; to be used in a `with` statement, which ends those that are left."""
 
-    def __init__(self, count, workdir, steps, hold_at=-1, environ=None):
+    def __init__(self, count, workdir, steps, hold_at=-1, environ=None, layout="replicated"):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -26,7 +26,7 @@ class Several:
             own = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", MODULE, str(workdir), str(steps), str(hold_at)],
+                    [sys.executable, "-m", MODULE, str(workdir), str(steps), str(hold_at), layout],
                     env=environ | own,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,

@@ -193,10 +193,14 @@ class TestSeveral:
         )
         return losses(tmp_path / "alone/tiny/two-point/seed-0.jsonl")
 
-    def test_killed_and_resumed_with_others(self, tmp_path, compiled_once, alone):
+    @pytest.mark.parametrize(
+        ("layout", "kills"),
         # After the first jump, after the second one, and once more.
-        for count, step in ((2, 6), (4, 9), (2, 10)):
-            with Several(count, tmp_path, 14, hold_at=step, environ=compiled_once) as several:
+        [("replicated", ((2, 6), (4, 9), (2, 10))), ("fsdp", ((4, 6), (2, 9)))],
+    )
+    def test_killed_and_resumed_with_others(self, tmp_path, compiled_once, alone, layout, kills):
+        for count, step in kills:
+            with Several(count, tmp_path, 14, hold_at=step, environ=compiled_once, layout=layout) as several:
                 several.wait_for_checkpoint(step)
                 several.signal(signal.SIGKILL)
                 statuses, printed = several.wait()

@@ -1,6 +1,7 @@
-"""One process of a run: `python -m tests.experiments.imagenet.programs.one_of_several WORKDIR STEPS HOLD_AT`.
+"""One process of a run: `python -m tests.experiments.imagenet.programs.one_of_several WORKDIR STEPS HOLD_AT LAYOUT`.
 
-At step `HOLD_AT` it waits until there is a file `WORKDIR/go`, if ever, so that others can end it there.
+The layout is `fsdp`, by which nearly all arrays are shared among the processes, or `replicated`. At step `HOLD_AT` it
+waits until there is a file `WORKDIR/go`, if ever, so that others can end it there.
 """
 
 import contextlib
@@ -11,8 +12,7 @@ from pathlib import Path
 import absl.logging
 import jax
 
-from experiments.imagenet import processes
-from experiments.imagenet.mesh import device_mesh
+from experiments.imagenet import mesh, processes
 from experiments.imagenet.train import fit
 from experiments.networks import NETWORKS
 from tests.experiments.imagenet import tiny
@@ -28,15 +28,16 @@ def held(batches, step, hold_at, go):
             step += 1
 
 
-def main(workdir, steps, hold_at):
+def main(workdir, steps, hold_at, layout):
+    mesh.SMALLEST_SHARED = 512
     NETWORKS["Tiny"] = tiny.Tiny
     absl.logging.set_verbosity(absl.logging.FATAL)
     processes.initialise()
     feed = tiny.feed(process=jax.process_index(), processes=jax.process_count())
     training = feed.training
     feed = feed._replace(training=lambda start: held(training(start), start, int(hold_at), Path(workdir) / "go"))
-    options = tiny.options(arm="two-point", steps=int(steps), checkpoint_minutes=0)
-    outcome = fit(options, feed, Path(workdir), device_mesh())
+    options = tiny.options(arm="two-point", steps=int(steps), checkpoint_minutes=0, fsdp=layout == "fsdp")
+    outcome = fit(options, feed, Path(workdir), mesh.device_mesh())
     folder = Path(workdir) / ".working/tiny/two-point/seed-0/checkpoints"
     print(f"{outcome.name} after {max(int(path.name) for path in folder.iterdir())}", flush=True)
     sys.exit(outcome)
