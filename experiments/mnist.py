@@ -305,9 +305,9 @@ _LAYERS_1 = Training(
     learning_rate=1e-2,
     batch_size=50,
     arms=(
-        arm("plain", 1, 5600),
+        arm("plain", 2, 5600),
         *(
-            arm(leaves, 1, 5600, "introspection", _JUMPS_1, leaves=leaves)
+            arm(leaves, 2, 5600, "introspection", _JUMPS_1, leaves=leaves)
             for leaves in ("all", "convolutions", "dense", "biases")
         ),
     ),
@@ -315,7 +315,7 @@ _LAYERS_1 = Training(
     around=_JUMPS_1,
     after_jump=_AFTER,
     train_examples=2000,
-    minutes=20,
+    minutes=40,
 )
 
 _MOVEMENT = Movement(

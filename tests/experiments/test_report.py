@@ -780,6 +780,17 @@ def test_which_statistics_to_use(better, words):
     assert to_use(effects) == words
 
 
+def test_how_soon_arms_are_on_the_way(tmp_path, undrawn):
+    for seed in range(2):
+        put(tmp_path, "mnist_4", "plain", seed, {1750: 0.5, 3500: 0.7, 4000: 0.8, 5250: 0.75, 7000: 0.9})
+        late = {6650: 0.89 if seed else 0.9, 7000: 0.85}
+        put(tmp_path, "mnist_4", "introspection", seed, {2001: 0.4, 2800: 0.7, 4000: 0.8} | late)
+    *_, table, _ = comparison(read(tmp_path), "mnist_4").blocks  # the last says what is missing
+    assert table.columns == ("arm", *(f"up to step {wording.spaced(step)}" for step in (1750, 3500, 5250, 7000)))
+    # Before the first jump there is nothing to compare; up to 5250, plain is best at 4000; one seed never gets to 0.9.
+    assert table.rows == [["network", wording.NONE, "0.80", "1.00", f"{wording.NONE} (1 of 2)"]]
+
+
 def put_with_statistics(folder, seeds):
     """Plain training for which the statistics make no difference, and jumps for which they do."""
     after = [jump + step for jump in (1200, 1500, 1900) for step in (1, 20, 100, 300)]

@@ -37,7 +37,10 @@ def comparison(results: Results, name: str) -> Section:
     jumping = [c for c in everything if c.arm.name != "plain"]
     if sum(c.n > 0 for c in jumping) > 3:
         blocks.append(_differences(name, jumping))
-    blocks.append(_table(name, everything))
+    blocks += [
+        _table(name, everything),
+        _on_the_way(name, [c for c in jumping if c.arm.jump_steps and c.until == c.arm.steps]),
+    ]
     return section(results, row.title, [name], found, blocks)
 
 
@@ -152,6 +155,34 @@ def _row(c: Comparison) -> list[str]:
         NONE if own or math.isinf(share) else number(share),
         spaced(median([line["seconds"] for line in reached])),
     ]
+
+
+def _on_the_way(name: str, compared: Sequence[Comparison]) -> Table:
+    """Returns how soon arms are where plain training comes to on its way: at its end a jump may be long made up for."""
+    whole = max(arm.steps for arm in training(name).arms)
+    marks = [whole * quarter // 4 for quarter in range(1, 5)]
+    rows = [[_name(c), *(_share_of(c, mark) for mark in marks)] for c in compared]
+    caption = (
+        "On the way: the steps that an arm takes to the best test accuracy that plain training of the same seed has "
+        "had up to a step, as a share of those that plain training took to it. Medians over seeds, with how many get "
+        "there if not all do; a dash where the arm ends before, or plain training had that accuracy before the first "
+        "jump."
+    )
+    return Table(("arm", *(f"up to step {spaced(mark)}" for mark in marks)), rows, caption)
+
+
+def _share_of(c: Comparison, step: int) -> str:
+    first_jump = c.arm.jump_steps[0]
+    bests = [pair.other.until(step).best() for pair in c.pairs] if first_jump < step <= c.until else []
+    if not bests or any(best["step"] <= first_jump for best in bests):
+        return NONE
+    lines = [pair.mine.reaches(best["test_accuracy"]) for pair, best in zip(c.pairs, bests, strict=True)]
+    shares = [
+        math.inf if line is None else line["step"] / best["step"] for line, best in zip(lines, bests, strict=True)
+    ]
+    there = sum(map(math.isfinite, shares))
+    share = median(shares)
+    return (number(share) if math.isfinite(share) else NONE) + (f" ({there} of {c.n})" if there < c.n else "")
 
 
 def _papers_rows(record: Training, row: Row) -> list[list[str]]:
