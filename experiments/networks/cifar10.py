@@ -20,8 +20,8 @@ class CifarNet(nnx.Module):
     yields values of about 1e-3, the squares of which are below the epsilon of the batch norms, 1e-5: at first, they
     enlarge, but don't normalise. Running statistics have the momentum 0.99.
 
-    Convolutions and batch norms are Flax's own: as patches and a matrix product, the first convolution takes 1.3 times
-    as long on a CPU, and both batch norms together take a hundredth of the step.
+    Convolutions and batch norms are Flax's own: on a CPU the first convolution takes longer as patches and a matrix
+    product, and a step hardly less without batch norms (`python -m experiments benchmark --sections layers`).
 
     Args:
       rngs: where the initial weights come from.

@@ -226,8 +226,11 @@ def _gains(results: Results, name: str) -> Claim | None:
         statistics: Paired(tuple(100 * (p.mine.final(key) - p.other.final(key)) for p in pairs))
         for statistics, key in keys.items()
     }
-    same = len({sign(d) for d in gains.values()}) == 1
-    how = "Open, with one seed" if len(pairs) < 2 else "No" if same else "Yes"
+    running, recalibrated = gains.values()
+    apart = Paired(tuple(b - a for a, b in zip(running.differences, recalibrated.differences, strict=True)))
+    same = sign(running) == sign(recalibrated) != 0
+    decided = "No" if same else "Yes" if sign(apart) else "Not decided"
+    how = "Open, with one seed" if len(pairs) < 2 else decided
     told = listed([f"{interval(d)} points with {statistics} statistics" for statistics, d in gains.items()])
     words = f"{how}: final test accuracy of {name_of(arm.name)} against plain is {told}."
     title = f"Does it depend on the statistics whether jumps gain? ({ROWS[name].title})"
