@@ -140,8 +140,9 @@ def _figure(results: Results, name: str) -> Figure:
                         ax.plot([x] * d.n, d.differences, marker="_", color=look["color"], linestyle="none", alpha=0.6)
             charts.say_if_empty(ax)
             ax.axhline(0, color=BLACK, linewidth=0.8)
-            ax.set_xticks(range(len(effects)), [_moment(after) for after in effects])
+            ax.set_xticks(range(len(effects)), ["end" if after == _END else str(after) for after in effects])
             ax.set(title=measure, ylabel=f"change, {unit}", xlim=(-0.3, len(effects) - 0.7))
+            ax.set_xlabel("steps after a jump, or the end of training")
             charts.legend_below(ax)
     return drawn.figure
 

@@ -123,7 +123,7 @@ def _curves(name: str, found: Sequence[_Found]) -> Figure:
                 for i, line in enumerate(_evenly(_lines(f.shown, "weight"), measure)):
                     curve = np.array(line["plain"]) - line["plain"][0]
                     ax.plot(_steps(f.shown), curve, color=palette[i % 6], linestyle=("-", "--")[i % 2], linewidth=0.8)
-                ax.set(title=f"{f.recorded.title}: bins of the\n{spelled}", xlabel="step", ylabel="w - w_0")
+                ax.set(title=f"{f.recorded.title}: one of a bin by\n{spelled}", xlabel="step", ylabel="w - w_0")
                 ax.locator_params(axis="x", nbins=6)
     return drawn.figure
 
