@@ -270,10 +270,12 @@ class _Trainer:
         )
 
     def _recalibrated(self, weights: Any, step: int) -> dict[str, float]:
-        """Returns what is measured with recalibrated statistics, or that it is not finite, as they then are not."""
+        """Returns what is measured with recalibrated statistics; NaN where these are not finite."""
         try:
             return self._metrics(weights, self.task.recalibrated(weights, step))._asdict()
-        except ValueError:
+        except ValueError as error:
+            if "not finite" not in str(error):
+                raise
             return dict.fromkeys(Metrics._fields, math.nan)
 
     def keep(self, state: State) -> None:
