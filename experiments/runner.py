@@ -273,9 +273,7 @@ class _Trainer:
         """Returns what is measured with recalibrated statistics; NaN where these are not finite."""
         try:
             return self._metrics(weights, self.task.recalibrated(weights, step))._asdict()
-        except ValueError as error:
-            if "not finite" not in str(error):
-                raise
+        except FloatingPointError:
             return dict.fromkeys(Metrics._fields, math.nan)
 
     def keep(self, state: State) -> None:

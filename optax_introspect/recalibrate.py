@@ -73,8 +73,9 @@ def recalibrate(
 
     Raises:
       ValueError: a model without batch statistics; `variables` missing, or given with an NNX module; no batches, or
-        something that isn't an iterable of batches; statistics that are not finite, that a pass doesn't update, or
-        that are no running averages. All statistics are then as they were.
+        something that isn't an iterable of batches; statistics that a pass doesn't update, or that are no running
+        averages. All statistics are then as they were.
+      FloatingPointError: statistics that are not finite. All are then as they were.
       TypeError: a model that is no Flax module.
 
     Examples:
@@ -290,7 +291,8 @@ def _momenta(at_zero: Arrays, at_one: Arrays, at_huge: Arrays) -> dict[str, floa
 
 def _check_finite(finite: Mapping[str, Any]) -> None:
     if bad := [name for name, is_finite in finite.items() if not is_finite]:
-        raise ValueError(f"recalibrated batch statistics are not finite: {_listed(bad)}; all were left as they were")
+        message = f"recalibrated batch statistics are not finite: {_listed(bad)}; all were left as they were"
+        raise FloatingPointError(message)
 
 
 def _listed(names: list[str]) -> str:
