@@ -346,7 +346,7 @@ EXPERIMENTS: dict[str, Training | Fits | Movement] = {
         _predictors("adam", 1e-3),
         _rates("sgd", 5e-3, (0.5, 1.0, 2.0, 4.0, 8.0)),
         _rates("adam", 1e-3, (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)),
-        _budgets("mnist_3-budgets", "MNIST_3", (4.0, 8.0, 16.0), minutes=45),
+        _budgets("mnist_3-budgets", "MNIST_3", (2.0, 4.0, 8.0, 16.0, 32.0), minutes=75),
         _budgets("he-budgets", "MNIST_3, He", (0.5, 1.0, 2.0, 4.0, 8.0), minutes=75),
         _schedules(),
         _LAYERS,
