@@ -366,7 +366,8 @@ def test_schedules_are_judged_when_all_are_there_and_by_what_all_levels_have(tmp
     assert made.blocks[1].caption == "The best 1 of 1 schedules."
     write(tmp_path, [name], every=FEW)
     made = schedules(read(tmp_path))
-    assert re.match(r"Best of 74: jumps at .*, with \S+ \[.*\] percentage points", made.claims[0].words)
+    words = r"Best of 74: jumps at .*, with \S+ \[.*\] percentage points .* Worst are jumps at .*, with \S+ \[.*\]\.$"
+    assert re.match(words, made.claims[0].words)
     assert made.blocks[1].caption == "The best 8 of 74 schedules, the paper's and the worst."
 
 

@@ -80,7 +80,7 @@ def _table(found: list[Comparison]) -> Table:
     shown += [c for c in ordered[-1:] if c not in shown]
     rows = [
         [
-            listed([spaced(step) for step in c.arm.jump_steps]) + (" (the paper's)" if c.arm.name == _PAPERS else ""),
+            _steps(c.arm) + (" (the paper's)" if c.arm.name == _PAPERS else ""),
             complete(len(c.curves), c.foreseen),
             percent(mean([curve.final("test_accuracy") for curve in c.curves])),
             interval(c.gain),
@@ -97,19 +97,24 @@ def _answer(results: Results, found: list[Comparison]) -> Claim:
     done, foreseen = results.progress(_NAME)
     if done < foreseen:
         return Claim(title, f"Not decided yet: {done} of {foreseen} runs are complete.", seeds=f"{done} runs")
-    best = max(found, key=lambda c: c.gain.mean)
+    worst, *_, best = sorted(found, key=lambda c: c.gain.mean)
     papers = next(c for c in found if c.arm.name == _PAPERS)
     apart = results.compare(_NAME, best.arm.name, _PAPERS).gain
     gains = _cells({_place(c.arm): c.gain.mean for c in found})
     first, count = _best_level(gains, 0), _best_level(gains, 2)
     words = (
-        f"Best of {len(found)}: jumps at {listed([spaced(step) for step in best.arm.jump_steps])}, with "
+        f"Best of {len(found)}: jumps at {_steps(best.arm)}, with "
         f"{interval(best.gain)} percentage points of final test accuracy against plain and {interval(apart)} against "
         f"the paper's schedule, which has {interval(papers.gain)}; it is picked on the same seeds, for which intervals "
         f"aren't adjusted. On average over schedules that differ in nothing else, a first jump at {spaced(first)} and "
-        f"{count} jump{'s' if count > 1 else ''} are best."
+        f"{count} jump{'s' if count > 1 else ''} are best. Worst are jumps at {_steps(worst.arm)}, with "
+        f"{interval(worst.gain)}."
     )
     return Claim(title, words, seeds=seeds(best.n, best.foreseen))
+
+
+def _steps(arm: Arm) -> str:
+    return listed([spaced(step) for step in arm.jump_steps])
 
 
 def _cells(gains: Mapping[Place, float]) -> dict[Place, float]:
