@@ -146,7 +146,8 @@ def run(
       seeds: only these seeds.
       steps: no more than so many steps; then it is another experiment, which needs a workdir of its own.
       workdir: the folder for results; what it takes to go on is in its folder `.working`.
-      processes: how many runs at a time, each on a core of its own; by default one for every core. With a GPU, 1.
+      processes: how many runs at a time, each on a core of its own; by default one for every core. With a GPU, 1;
+        several share it only with XLA_PYTHON_CLIENT_PREALLOCATE=false in the environment.
       minutes: stop cleanly after so many; the same command goes on later.
       data_dir: a folder with the original files of MNIST, of CIFAR-10, or of both, if you have them.
       imagenet: how to train on ImageNet.

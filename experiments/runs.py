@@ -21,6 +21,8 @@ import jax
 
 Line = dict[str, Any]
 
+_PLUGINS = {"jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "libtpu"}
+
 
 class Run(NamedTuple):
     """A complete run.
@@ -47,8 +49,10 @@ def working(workdir: Path, experiment: str, arm: str, seed: int) -> Path:
 
 
 def versions() -> Line:
-    """Returns the versions that a result may depend on."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy", "optax-introspect")
+    """Returns the versions that a result may depend on; on an accelerator, also that of its plugin for JAX."""
+    packages = ["jax", "jaxlib", "flax", "optax", "numpy", "optax-introspect"]
+    if jax.default_backend() != "cpu":
+        packages += sorted(_PLUGINS & {installed.name for installed in importlib.metadata.distributions()})
     return {package: importlib.metadata.version(package) for package in packages}
 
 

@@ -87,18 +87,31 @@ def _introduction(results: Results, command: str) -> list[str]:
     headers = [run.header for run in results.runs.values()]
     if not headers:
         return [*told, f"No run is complete yet in `{results.folder}`."]
-    machines = sorted({header["machine"] for header in headers})
-    versions = ", ".join(f"{name} {version}" for name, version in headers[0]["versions"].items())
     images = {EXPERIMENTS[key[0]].data: run.header["images"] for key, run in results.runs.items()}
     dead = sum(run.end != "complete" for run in results.runs.values())
     told.append(
-        f"From {spaced(len(headers))} complete runs, of which {dead} became non-finite; on {listed(machines)}; "
-        f"{versions}; {'; '.join(f'{_DATA[name]}: {images[name]}' for name in _DATA if name in images)}."
+        f"From {spaced(len(headers))} complete runs, of which {dead} became non-finite; {_platforms(results)}; "
+        f"{'; '.join(f'{_DATA[name]}: {images[name]}' for name in _DATA if name in images)}."
     )
     if results.orphans:
         names = listed(["/".join(map(str, key)) for key in results.orphans])
         told.append(f"Left out: {count(len(results.orphans), 'run')} without the run that they branched from: {names}.")
     return told
+
+
+def _platforms(results: Results) -> str:
+    """Says what the runs were trained on, and with what; of several, also which experiments."""
+    machines: dict[str, set[str]] = {}
+    experiments: dict[str, set[str]] = {}
+    for (experiment, _, _), run in sorted(results.runs.items()):
+        versions = ", ".join(f"{name} {version}" for name, version in run.header["versions"].items())
+        machines.setdefault(versions, set()).add(run.header["machine"])
+        experiments.setdefault(versions, set()).add(experiment)
+    return "; ".join(
+        f"{listed(sorted(experiments[versions])) + ' ' if len(machines) > 1 else ''}"
+        f"on {listed(sorted(machines[versions]))}; {versions}"
+        for versions in sorted(machines)
+    )
 
 
 def markdown(report: Report) -> str:

@@ -88,7 +88,7 @@ def read(folder: Path) -> Results:
     Raises:
       FileNotFoundError: there is no such folder.
       ValueError: files that are not whole, or of no experiment, or with other settings than the record of their
-        experiment, or of other versions or images than the rest.
+        experiment, or of other versions or images than the rest (runs on an accelerator are the rest of each other).
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there are no results in {folder}: it is not a folder")
@@ -101,8 +101,14 @@ def read(folder: Path) -> Results:
         key = (path.parts[-3], path.parts[-2], int(path.stem.removeprefix("seed-")))
         _check_record(path, key, run.header)
         found[key], paths[key] = run, path
-    # What all runs of one report have in common; the machine may differ.
-    _check_same("versions", [(paths[key], run.header.get("versions")) for key, run in found.items()])
+    # What the runs of one report have in common. The machine may differ, and an accelerator come with versions of its
+    # own, but not within an experiment, whose arms are compared.
+    for packages in sorted({tuple(run.header["versions"]) for run in found.values()}):
+        same = [key for key, run in found.items() if tuple(run.header["versions"]) == packages]
+        _check_same("versions", [(paths[key], found[key].header["versions"]) for key in same])
+    for name in sorted({key[0] for key in found}):
+        same = [key for key in found if key[0] == name]
+        _check_same("versions", [(paths[key], found[key].header["versions"]) for key in same])
     for data in DATA:
         same = [key for key in found if EXPERIMENTS[key[0]].data == data]
         _check_same("images", [(paths[key], found[key].header.get("images")) for key in same])

@@ -1,5 +1,6 @@
 """Results on disk: whole, or refused with what is wrong about them."""
 
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -206,3 +207,13 @@ def test_versions_and_machine(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu", device_kind="H100")])
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     assert runs.machine() == "H100, 8 of them"
+
+
+def test_the_plugin_of_an_accelerator_is_named_where_it_is_used(monkeypatch):
+    installed = [SimpleNamespace(name=name) for name in ("jax", "jax-cuda13-plugin", "numpy")]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: installed)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"of {name}")
+    # It is installed, but JAX runs on the CPU all the same.
+    assert "jax-cuda13-plugin" not in runs.versions()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert runs.versions()["jax-cuda13-plugin"] == "of jax-cuda13-plugin"
