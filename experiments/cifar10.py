@@ -51,7 +51,7 @@ _CIFAR_1 = Training(
     train_examples=2000,
     data="cifar10",
     augmentation="crop-24",
-    minutes=2400,
+    minutes=900,
     paper=_PAPER_1,
     choices=_CHOICES_1,
 )
@@ -82,7 +82,7 @@ _CIFAR_1_TENTH = Training(
     train_examples=2000,
     data="cifar10",
     augmentation="crop-24",
-    minutes=200,
+    minutes=110,
     paper=_PAPER_1,
     choices=f"{_CHOICES_1} Steps and jump steps are a tenth of the paper's: this is another, shorter training.",
 )
@@ -110,7 +110,7 @@ _ALEXNET = Training(
     train_examples=2000,
     data="cifar10",
     augmentation="pad-4",
-    minutes=120,
+    minutes=55,
     paper=Paper("section 4.2, AlexNet_1 on ImageNet: 72 % top-5 after 179 000 steps with jumps, 196 000 without"),
     choices=_NOT_IMAGENET,
 )

@@ -149,17 +149,24 @@ def test_the_best_jump_ratio_is_said_to_be_picked(complete):
 
 
 @pytest.mark.parametrize(
-    ("raw", "calibrated", "words"),
+    ("raw", "calibrated", "accuracy", "words"),
     [
-        (around(-1), around(-1), "No: the loss falls, with and without"),
-        (around(-1, UNSURE), around(-1), "No: the calibrated loss falls, while the raw loss isn't clearly changed."),
-        (around(1), around(-1), "No: the calibrated loss falls while the raw loss rises"),
-        (around(1, UNSURE), around(1, UNSURE), "Open: "),
-        (Paired((10.0, 20.0)), Paired((12.0, 18.0)), "Open: "),  # both of two seeds, which is not clear
+        (around(-1), around(-1), around(1), "No: the loss falls, with and without"),
+        (
+            around(-1, UNSURE),
+            around(-1),
+            around(1),
+            "No: the calibrated loss falls, while the raw loss isn't clearly changed.",
+        ),
+        (around(1), around(-1), around(1), "No: the calibrated loss falls while the raw loss rises"),
+        (around(1, UNSURE), around(1, UNSURE), around(1), "Open: "),
+        (Paired((10.0, 20.0)), Paired((12.0, 18.0)), around(1), "Open: "),  # both of two seeds, which is not clear
+        (around(1), around(1), around(1), "It is overfitting: "),
+        (around(1), around(1), around(-1), "It is harm: "),
     ],
 )
-def test_what_to_make_of_the_losses(raw, calibrated, words):
-    assert _conclusion(raw, calibrated).startswith(words)
+def test_what_to_make_of_the_losses(raw, calibrated, accuracy, words):
+    assert _conclusion(raw, calibrated, accuracy).startswith(words)
 
 
 def test_the_largest_loss_is_after_a_jump_and_at_the_same_step(tmp_path):

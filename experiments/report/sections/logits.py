@@ -49,10 +49,10 @@ def advice(c: Comparison) -> str:
         f"Training accuracy {interval(accuracy)} percentage points, test loss {interval(raw, 1)} %, calibrated "
         f"{interval(calibrated, 1)} %, temperature {interval(c.relative('temperature'), 1)} %."
     )
-    return f"{_conclusion(raw, calibrated)} {numbers}"
+    return f"{_conclusion(raw, calibrated, accuracy)} {numbers}"
 
 
-def _conclusion(raw: Paired, calibrated: Paired) -> str:
+def _conclusion(raw: Paired, calibrated: Paired, train_accuracy: Paired) -> str:
     """Returns a sentence for each combination of better and worse."""
     better, worse = sign(calibrated) < 0, sign(calibrated) > 0
     if better and sign(raw) > 0:
@@ -66,6 +66,11 @@ def _conclusion(raw: Paired, calibrated: Paired) -> str:
         return (
             "No: the calibrated loss falls, while the raw loss isn't clearly changed. Fit a temperature on held-out "
             "images if probabilities matter."
+        )
+    if worse and train_accuracy.mean < 0:
+        return (
+            "It is harm: even the calibrated loss rises, and training accuracy is lower by the mean. Don't jump so "
+            "here."
         )
     if worse:
         return (
