@@ -133,7 +133,7 @@ _INCEPTION = Training(
     train_examples=2000,
     data="cifar10",
     augmentation="pad-4",
-    minutes=60,
+    minutes=85,
     paper=Paper(
         "section 4.2, Inception_v1 on ImageNet: 68.40 % after 852 000 and 944 000 steps with two sets of jumps; here "
         "at the same fractions of the training, 200, 400 and 600 and 300, 600 and 900 of 1500"
@@ -144,7 +144,7 @@ _INCEPTION = Training(
 _MOVEMENT = Movement(
     name="movement-cifar10",
     question="How much do the weights of a network on CIFAR-10 change, and on what curves?",
-    minutes=60,
+    minutes=20,
     paper=Paper("section 3, figures 3, 8 and 9: as on MNIST, few weights carry most of the change"),
     choices="A tenth of the paper's steps for CIFAR_1, with its third set of jump steps, a tenth of each.",
     num_seeds=1,
