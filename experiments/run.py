@@ -373,9 +373,9 @@ def _pin(core: int) -> None:
     # JAX makes as many threads as there are cores when it is first asked for its devices, so not the other way round.
     os.sched_setaffinity(0, {core})
     if jax.default_backend() != "cpu":
-        for thread in os.listdir("/proc/self/task"):
+        for thread in Path("/proc/self/task").iterdir():
             with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                os.sched_setaffinity(int(thread), everywhere)
+                os.sched_setaffinity(int(thread.name), everywhere)
 
 
 def _die_with_parent() -> None:

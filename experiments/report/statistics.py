@@ -59,19 +59,21 @@ class Curve:
       lines: one for each evaluation, by step.
       finite: whether the run got to its end.
       clock: what `seconds` are of.
+      machine: where it was trained.
     """
 
     lines: tuple[dict[str, Any], ...]
     finite: bool
     clock: str = "wall-clock"
+    machine: str = ""
 
     @classmethod
     def of(cls, run: Run) -> "Curve":
         """Returns the evaluations of a run, with its CPU time where it was measured: others may work there too."""
-        finite = run.end == "complete"
+        finite, machine = run.end == "complete", run.header.get("machine", "")
         if not all("cpu_seconds" in line for line in run.lines):
-            return cls(tuple(run.lines), finite)
-        return cls(tuple({**line, "seconds": line["cpu_seconds"]} for line in run.lines), finite, "CPU")
+            return cls(tuple(run.lines), finite, machine=machine)
+        return cls(tuple({**line, "seconds": line["cpu_seconds"]} for line in run.lines), finite, "CPU", machine)
 
     def __getitem__(self, measure: str) -> Array:
         return np.array([line[measure] for line in self.lines], np.float64)  # None becomes NaN
@@ -178,6 +180,19 @@ class Comparison:
             math.inf if line is None else line[measure] / pair.other.best()[measure]
             for line, pair in zip(self.reached, self.pairs, strict=True)
         ]
+
+    @property
+    def step_times(self) -> list[float]:
+        """How long a step after the last jump takes, as a multiple of the other run's; of pairs on one machine."""
+        since = max(self.arm.jump_steps, default=0)
+        times = []
+        for other, mine in self.pairs:
+            both = sorted({line["step"] for line in mine.lines} & {line["step"] for line in other.lines})
+            both = [step for step in both if step > since]
+            if len(both) > 1 and (mine.machine, mine.clock) == (other.machine, other.clock):
+                own, others = (c.at(both[-1], "seconds") - c.at(both[0], "seconds") for c in (mine, other))
+                times.append(own / others)
+        return times
 
     @property
     def largest_loss(self) -> float:

@@ -211,6 +211,25 @@ def test_the_clock_is_one_that_trunk_and_branch_have(tmp_path):
     assert (curve["seconds"].tolist(), curve.clock) == (pytest.approx([0, 4, 4.002, 14]), "wall-clock")
 
 
+def test_the_time_of_a_step_is_that_of_idle_ones_on_the_machine_of_plain(tmp_path, undrawn):
+    for seed, (slower, machine) in enumerate([(1.5, "one"), (1.25, "one"), (9.0, "another")]):
+        put(tmp_path, "mnist_4", "plain", seed, {0: 0.1, 2000: 0.8, 6000: 0.85, 7000: 0.9}, machine="one")
+        branch = put(
+            tmp_path, "mnist_4", "introspection", seed, {2001: 0.7, 5000: 0.9, 6000: 0.9, 7000: 0.9}, machine=machine
+        )
+        lines = [json.loads(text) for text in branch.read_text().splitlines()]
+        for made in lines:
+            if made.get("step", 0) > 6000:
+                made["seconds"] += 2.0 * (slower - 1)  # of 1000 steps, 2 ms each
+        branch.write_text("".join(json.dumps(made) + "\n" for made in lines))
+    results = read(tmp_path)
+    assert results.compare("mnist_4", "introspection").step_times == pytest.approx([1.5, 1.25])
+    assert results.compare("mnist_4", "plain").step_times == pytest.approx([1, 1, 1])
+    plain, network, *papers = (row[-1] for row in comparison(results, "mnist_4").blocks[1].rows)
+    assert network == "1.38 [1.25, 1.50]"
+    assert {plain, *papers} == {wording.NONE}
+
+
 def test_what_is_far_below_plain_leaves_the_axes_with_a_mark():
     def curve(*accuracies):
         return Curve(tuple(line(step, accuracy) for step, accuracy in enumerate(accuracies, 1)), True)

@@ -1,5 +1,6 @@
 """The commands `list` and `run`: what is chosen, in which order, and in processes of their own."""
 
+import concurrent.futures
 import dataclasses
 import io
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import absl.logging
+import jax
 import pytest
 from rich.console import Console
 
@@ -461,6 +463,21 @@ def test_units_run_in_processes_each_on_a_core_of_its_own(tmp_path, console):
         expected = {(available[0],), (available[1 % len(available)],)}
         assert {tuple(result["cores"]) for result in found.values()} == expected
     assert "all" in console.file.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_all_cores_feed_an_accelerator(monkeypatch, backend):
+    everywhere = os.sched_getaffinity(0)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    try:
+        module._pin(min(everywhere))
+        # Threads begin on the cores of the thread that starts them.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            cores = pool.submit(os.sched_getaffinity, 0).result()
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    assert cores == ({min(everywhere)} if backend == "cpu" else everywhere)
 
 
 def test_what_happens_in_a_process_is_shown(tmp_path, console):

@@ -21,8 +21,10 @@ LEGEND = (
     "Difference: of the same seed at the same step, in percentage points, with its 95 % interval (with two seeds it is "
     "12.7 times as wide as they are apart). In brackets how many runs reach the best test accuracy of the plain run of "
     "the same seed, up to where the arm ends. Share of steps: to that best. Seconds: of training, to it as well, those "
-    "of plain to its own best; CPU time where the machine may have done other work. They are without evaluation and "
-    "compilation, and without what the snapshots before the first jump and that jump itself take."
+    "of plain to its own best; CPU time where the machine may have done other work, and wall-clock time on an "
+    "accelerator, which other runs may have shared. They are without evaluation and compilation, and without what the "
+    "snapshots before the first jump and that jump itself take. Time of a step: after the last jump, where all "
+    "are idle, as a multiple of plain's over the same steps on the same machine; in brackets the least and the most."
 )
 
 
@@ -133,7 +135,8 @@ def _differences(name: str, compared: Sequence[Comparison]) -> Figure:
 
 def _table(name: str, compared: Sequence[Comparison]) -> Table:
     rows = [_row(c) for c in compared]
-    columns = (*COLUMNS, f"{clocks(curve for c in compared for curve in c.curves)} seconds")
+    seconds = f"{clocks(curve for c in compared for curve in c.curves)} seconds"
+    columns = (*COLUMNS, seconds, "time of a step, x plain")
     return Table(columns, rows + _papers_rows(training(name), ROWS[name]), LEGEND)
 
 
@@ -154,7 +157,14 @@ def _row(c: Comparison) -> list[str]:
         NONE if own else f"{at} ({len(reached)} of {c.n})",
         NONE if own or math.isinf(share) else number(share),
         spaced(median([line["seconds"] for line in reached])),
+        NONE if own else _step_time(c),
     ]
+
+
+def _step_time(c: Comparison) -> str:
+    if not c.arm.jump_steps or not (times := c.step_times):
+        return NONE
+    return f"{number(median(times))} [{number(min(times))}, {number(max(times))}]"
 
 
 def _on_the_way(name: str, compared: Sequence[Comparison]) -> Table:
@@ -194,7 +204,6 @@ def _papers_rows(record: Training, row: Row) -> list[list[str]]:
     if paper.plain_steps and paper.jumps_steps:
         plain_step, step = spaced(paper.plain_steps), spaced(paper.jumps_steps)
         share = number(paper.jumps_steps / paper.plain_steps)
-    return [
-        [f"*the paper{row.scale}: plain*", NONE, NONE, percent(paper.plain), NONE, NONE, plain_step, NONE, NONE, NONE],
-        [f"*the paper{row.scale}: network*", NONE, NONE, percent(paper.jumps), gained, NONE, NONE, step, share, NONE],
-    ]
+    plain = [f"*the paper{row.scale}: plain*", NONE, NONE, percent(paper.plain), NONE, NONE, plain_step, NONE, NONE]
+    jumps = [f"*the paper{row.scale}: network*", NONE, NONE, percent(paper.jumps), gained, NONE, NONE, step, share]
+    return [[*plain, NONE, NONE], [*jumps, NONE, NONE]]
