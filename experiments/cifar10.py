@@ -103,6 +103,8 @@ _ALEXNET = Training(
     arms=(
         arm("plain", 2, 6000, decay="thirds"),
         *jumping(("introspection", "two-point-1.3"), 2, 6000, _JUMPS_ALEXNET, decay="thirds"),
+        # The jumps come soon after the first drop, and close together: which of both matters?
+        arm("introspection-first", 2, 6000, "introspection", _JUMPS_ALEXNET[:1], decay="thirds"),
     ),
     every=250,
     around=_JUMPS_ALEXNET,
@@ -113,6 +115,24 @@ _ALEXNET = Training(
     minutes=55,
     paper=Paper("section 4.2, AlexNet_1 on ImageNet: 72 % top-5 after 179 000 steps with jumps, 196 000 without"),
     choices=_NOT_IMAGENET,
+)
+
+_ALEXNET_CONSTANT = Training(
+    name="alexnet-cifar10-constant",
+    question="What do the same jumps do where the learning rate never drops?",
+    network=_ALEXNET.network,
+    optimizer=_ALEXNET.optimizer,
+    learning_rate=_ALEXNET.learning_rate,
+    batch_size=_ALEXNET.batch_size,
+    arms=(arm("plain", 2, 6000), arm("introspection", 2, 6000, "introspection", _JUMPS_ALEXNET)),
+    every=_ALEXNET.every,
+    around=_JUMPS_ALEXNET,
+    after_jump=_AFTER,
+    train_examples=_ALEXNET.train_examples,
+    data=_ALEXNET.data,
+    augmentation=_ALEXNET.augmentation,
+    minutes=40,
+    choices="Not in the paper: the narrow AlexNet of `alexnet-cifar10`, with the learning rate that it begins with.",
 )
 
 _INCEPTION = Training(
@@ -153,5 +173,6 @@ _MOVEMENT = Movement(
 )
 
 EXPERIMENTS: dict[str, Training | Movement] = {
-    experiment.name: experiment for experiment in (_CIFAR_1_TENTH, _CIFAR_1, _ALEXNET, _INCEPTION, _MOVEMENT)
+    experiment.name: experiment
+    for experiment in (_CIFAR_1_TENTH, _CIFAR_1, _ALEXNET, _ALEXNET_CONSTANT, _INCEPTION, _MOVEMENT)
 }

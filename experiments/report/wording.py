@@ -21,7 +21,12 @@ _NAMES = {
 
 
 # What follows the name of a forecaster where its arms have different jump steps.
-_JUMPS = {"-early": ", early jumps", "-late": ", late jumps", **{f"-set-{n}": f", set {n}" for n in range(1, 5)}}
+_JUMPS = {
+    "-early": ", early jumps",
+    "-late": ", late jumps",
+    "-first": ", first jump only",
+    **{f"-set-{n}": f", set {n}" for n in range(1, 5)},
+}
 
 
 def name_of(arm: str) -> str:

@@ -12,6 +12,7 @@ PAPER = {
     "cifar_1": ("CIFAR_1", "sgd", 0.1, 128, 40_000, "350-epochs", "crop-24"),
     "cifar_1-tenth": ("CIFAR_1", "sgd", 0.1, 128, 4000, "350-epochs", "crop-24"),
     "alexnet-cifar10": ("AlexNet, narrow", "momentum", 0.01, 128, 6000, "thirds", "pad-4"),
+    "alexnet-cifar10-constant": ("AlexNet, narrow", "momentum", 0.01, 128, 6000, "none", "pad-4"),
     "inception-cifar10": ("Inception, narrow", "rmsprop", 0.01, 128, 4500, "two-epochs-of-150", "pad-4"),
 }
 
@@ -38,6 +39,11 @@ ARMS = {
         "plain": (None, (), TWO),
         "introspection": ("introspection", (2400, 2600, 2880, 3200), TWO),
         "two-point-1.3": ("two-point-1.3", (2400, 2600, 2880, 3200), TWO),
+        "introspection-first": ("introspection", (2400,), TWO),
+    },
+    "alexnet-cifar10-constant": {
+        "plain": (None, (), TWO),
+        "introspection": ("introspection", (2400, 2600, 2880, 3200), TWO),
     },
     "inception-cifar10": {  # 200 000, 400 000 and 600 000, and 300 000, 600 000 and 900 000, of 1 500 000
         "plain": (None, (), ONE),

@@ -30,7 +30,14 @@ NAMES = [
     *("mnist_3-budgets", "he-budgets", "mnist_3-schedules", "mnist_3-layers"),
     *("mnist_4", "mnist_1-sgd", "mnist_1-adam", "mnist_1-layers", "mnist_2"),
     "movement",
-    *("cifar_1-tenth", "cifar_1", "alexnet-cifar10", "inception-cifar10", "movement-cifar10"),
+    *(
+        "cifar_1-tenth",
+        "cifar_1",
+        "alexnet-cifar10",
+        "alexnet-cifar10-constant",
+        "inception-cifar10",
+        "movement-cifar10",
+    ),
 ]
 
 

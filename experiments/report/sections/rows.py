@@ -77,6 +77,7 @@ CIFAR: dict[str, Row] = {
         drops=drops.steps("alexnet-cifar10"),
         figures=(drops.figure,),
     ),
+    "alexnet-cifar10-constant": Row("Narrow AlexNet at a constant rate", (cifar10.who_gains,), two_point=None),
     "inception-cifar10": Row(
         "Narrow Inception on CIFAR-10", (cifar10.who_gains,), main="introspection-early", two_point=None
     ),

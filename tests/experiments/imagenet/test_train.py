@@ -362,15 +362,18 @@ class TestPhotographs:
 
     def test_the_whole_network_learns_them_through_a_jump(self, tmp_path):
         """As the command trains it, with its crops, flips and dropout, but at the smallest resolution."""
-        record = dataclasses.replace(ALEXNET_1, report_every=1)
-        chosen = tiny.options(record, image_size=64, batch_size=20, steps=36, jump_steps=(24,))
+        # As much slower as the batch is smaller: at the rate for 128 images, the loss stays that of guessing, log 20.
+        rate = dataclasses.replace(ALEXNET_1.optimizer.rate, base=ALEXNET_1.optimizer.rate.base * 20 / 128)
+        slower = dataclasses.replace(ALEXNET_1.optimizer, rate=rate)
+        record = dataclasses.replace(ALEXNET_1, optimizer=slower, report_every=5)
+        chosen = tiny.options(record, image_size=64, batch_size=20, steps=180, jump_steps=(80,))
         assert train(chosen, photographs(), tmp_path, Console(quiet=True)) == Outcome.COMPLETE
         shutil.rmtree(tmp_path / ".working")  # half a gigabyte
         *steps, evaluation, end = lines_of(tmp_path / "alexnet_1/introspection/seed-0.jsonl")[1:]
         reports = [line["loss"] for line in steps]
         assert len(reports) == 36
-        assert np.mean(reports[-5:]) < reports[0] - 1.5  # it begins at about log 1000, which is 6.9
-        assert evaluation["validation_loss"] < 4.5
+        assert np.mean(reports[-5:]) < reports[0] / 3
+        assert evaluation["top5"] == 1
         assert end == {"end": "complete", "jumps_taken": 1, "jumps_refused": 0}
 
     def test_the_command(self, tmp_path):
