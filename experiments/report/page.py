@@ -100,17 +100,19 @@ def _introduction(results: Results, command: str) -> list[str]:
 
 
 def _platforms(results: Results) -> str:
-    """Says what the runs were trained on, and with what; of several, also which experiments."""
+    """Says what the runs were trained on, and with what; of several, also which experiments, but for the most."""
     machines: dict[str, set[str]] = {}
     experiments: dict[str, set[str]] = {}
     for (experiment, _, _), run in sorted(results.runs.items()):
         versions = ", ".join(f"{name} {version}" for name, version in run.header["versions"].items())
         machines.setdefault(versions, set()).add(run.header["machine"])
         experiments.setdefault(versions, set()).add(experiment)
+    fewest_first = sorted(machines, key=lambda versions: len(experiments[versions]))
+    told = [f"{listed(sorted(experiments[versions]))} on " for versions in fewest_first[:-1]]
+    told.append("all others on " if told else "on ")
     return "; ".join(
-        f"{listed(sorted(experiments[versions])) + ' ' if len(machines) > 1 else ''}"
-        f"on {listed(sorted(machines[versions]))}; {versions}"
-        for versions in sorted(machines)
+        f"{which}{listed(sorted(machines[versions]))} ({versions})"
+        for which, versions in zip(told, fewest_first, strict=True)
     )
 
 
