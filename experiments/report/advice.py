@@ -110,8 +110,12 @@ def _conclusion(gains: dict[str, Paired], tuned: dict[str, Paired]) -> str:
         return "**So there is no case for jumps in these results.**"
     if not tuned:
         return "**So use them, for now, only where the learning rate is given and cannot be tuned.**"
-    not_clear = [title for title, d in gains.items() if sign(d) <= 0]
-    warning = f" Even then compare with a run without them: no clear gain in {listed(not_clear)}." if not_clear else ""
+    warnings = [
+        f"{what} in {listed(titles)}"
+        for what, its_sign in (("no clear gain", 0), ("a clear loss", -1))
+        if (titles := [title for title, d in gains.items() if sign(d) == its_sign])
+    ]
+    warning = f" Even then compare with a run without them: {', and '.join(warnings)}." if warnings else ""
     still, others = ([o for o, d in tuned.items() if (sign(d) > 0) is pays] for pays in (True, False))
     parts = [f"jumps still pay with {listed(still)}"] * bool(still)
     parts += [f"there is no clear gain with {listed(others)}"] * bool(others)
