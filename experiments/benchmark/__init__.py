@@ -12,10 +12,11 @@ from .jump import jumps
 from .layers import both_forms
 from .page import machine, page
 from .rows import Row
-from .steps import billion, compilation, idle_steps, states
+from .steps import billion, compilation, idle_steps, scanned_steps, states
 
 SECTIONS: dict[str, Callable[[int], list[Row]]] = {
     "idle-steps": idle_steps,
+    "scanned-steps": scanned_steps,
     "jumps": jumps,
     "compilation": compilation,
     "states": states,
@@ -39,7 +40,8 @@ def benchmark(
     Args:
       output: the folder that gets benchmark.md, and a folder benchmark with the figures and benchmark.json.
       repetitions: of every measurement; slow ones are repeated less.
-      sections: which to measure: idle-steps, jumps, compilation, states, billion, recording, fitting, layers.
+      sections: which to measure: idle-steps, scanned-steps, jumps, compilation, states, billion, recording, fitting,
+        layers.
     """
     if unknown := [name for name in sections if name not in SECTIONS]:
         raise ValueError(f"unknown sections {unknown}; known are {list(SECTIONS)}")

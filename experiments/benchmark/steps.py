@@ -14,7 +14,7 @@ from jax import lax
 from optax_introspect import introspect, plan
 
 from ..networks import Mlp
-from ..training import Task
+from ..training import Optimizer, Task, Trained
 from .networks import FAMILIES, Family, noise_images, transformer
 from .rows import Row, interleaved, row, temporaries
 
@@ -54,6 +54,9 @@ COMPILED_SCHEDULES = {
 
 CONTROLS = "controls of the idle steps"
 
+SCANNED = "idle step, several in one call"
+STEPS_A_CALL = 10
+
 
 def idle_steps(repetitions: int) -> list[Row]:
     """Measures a step at which nothing happens against the base optimizer alone."""
@@ -91,10 +94,7 @@ def idle_step(family: Family, weights: float, optimizer: str, repetitions: int) 
     burst = min(max(round(0.2 / (time.perf_counter() - began)), 1), 20)
     seconds = interleaved({arm: functools.partial(run[arm], burst) for arm in arms}, repetitions)
 
-    leaves = jax.tree.leaves(task.params)
-    size = sum(leaf.size for leaf in leaves)
-    what = f"{optimizer}, {family.name}, {size / 1e6:.1f} M weights in {len(leaves)} arrays"
-    place = {"family": family.name, "optimizer": optimizer, "weights": size, "arrays": len(leaves)}
+    what, place = _described(optimizer, family, task)
     step = f"{1e3 * np.median(seconds['alone']) / burst:.1f} ms a step"
     more = memory["chained"] - memory["alone"]
     return [
@@ -109,6 +109,56 @@ def idle_step(family: Family, weights: float, optimizer: str, repetitions: int) 
         ),
         row(CONTROLS, f"{what}: jumps, against that", "x", seconds["chained"] / seconds["handed through"]),
     ]
+
+
+def scanned_steps(repetitions: int) -> list[Row]:
+    """Measures idle steps of which one call makes several: arrays are handed over once for all of them."""
+    return [
+        scanned_step(family, weights, optimizer, repetitions)
+        for family in FAMILIES
+        if family.name in {"MLP", "transformer"}
+        for weights in (1e6, 10e6)
+        for optimizer in ("SGD", "Adam")
+    ]
+
+
+def scanned_step(family: Family, weights: float, optimizer: str, repetitions: int) -> Row:
+    """Measures several idle steps in one `jax.lax.scan`, of one network and one optimizer."""
+    task, base = family.task(weights), OPTIMIZERS[optimizer]()
+    arms = {"alone": base, "chained": optax.chain(base, introspect(JUMP_STEPS))}
+    run = {arm: _scan(task, tx) for arm, tx in arms.items()}
+    for call in run.values():
+        call()  # which captures w_0
+    seconds = interleaved(run, repetitions)
+    what, _ = _described(optimizer, family, task)
+    step = f"{STEPS_A_CALL} steps a call, {1e3 * np.median(seconds['alone']) / STEPS_A_CALL:.1f} ms a step"
+    return row(SCANNED, what, "x", seconds["chained"] / seconds["alone"], note=step)
+
+
+def _scan(task: Task, tx: optax.GradientTransformation) -> Callable[[], Any]:
+    """Returns a function that makes several steps in one call."""
+    update = task.update_function(Optimizer(tx))
+
+    def steps(trained: Trained) -> Trained:
+        return lax.scan(lambda trained, _: (update(trained, 0), None), trained, length=STEPS_A_CALL)[0]
+
+    params = jax.tree.map(jnp.copy, task.params)
+    trained = [Trained(params, jax.jit(tx.init)(params), task.statistics)]
+    compiled = jax.jit(steps, donate_argnums=0).lower(*trained).compile()
+
+    def call() -> Any:
+        trained[0] = compiled(trained[0])
+        return jax.tree.leaves(trained[0].params)[0]
+
+    return call
+
+
+def _described(optimizer: str, family: Family, task: Task) -> tuple[str, dict[str, Any]]:
+    """Returns what is measured, in words and for a figure."""
+    leaves = jax.tree.leaves(task.params)
+    size = sum(leaf.size for leaf in leaves)
+    what = f"{optimizer}, {family.name}, {size / 1e6:.1f} M weights in {len(leaves)} arrays"
+    return what, {"family": family.name, "optimizer": optimizer, "weights": size, "arrays": len(leaves)}
 
 
 def _handed_through(tx: optax.GradientTransformation) -> optax.GradientTransformation:

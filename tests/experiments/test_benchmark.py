@@ -74,6 +74,23 @@ def test_idle_steps_are_measured_with_their_temporaries():
     assert time.place["arrays"] == 8
 
 
+def test_several_idle_steps_are_measured_in_one_call():
+    found = steps.scanned_step(Family("MLP", mlp, {1e4: 4}), 1e4, "Adam", repetitions=2)
+    assert found.what == "Adam, MLP, 0.0 M weights in 8 arrays"
+    assert found.note.startswith("10 steps a call, ")
+    assert 0 < found.low <= found.median <= found.high
+
+
+def test_a_call_makes_several_steps():
+    task, tx = Family("MLP", mlp, {1e4: 4}).task(1e4), optax.sgd(1e-3)
+    call = steps._scan(task, tx)
+    first = [call(), call()][-1]
+    params, state = jax.tree.map(jnp.copy, task.params), tx.init(task.params)
+    for _ in range(2 * steps.STEPS_A_CALL):
+        params, state = task.step_function(tx)(params, state, 0)
+    np.testing.assert_allclose(first, jax.tree.leaves(params)[0], rtol=1e-5)
+
+
 def test_a_jump_is_measured_against_all_others():
     found = {r.what: r for r in jump.jump(70_000, repetitions=2)}
     for name in (jump.JUMP, jump.VMAP, jump.NUMPY, jump.STREAM, jump.MULTIPLY_ADD):
