@@ -24,8 +24,8 @@ LEGEND = (
     "of plain to its own best; CPU time where the machine may have done other work, and wall-clock time on an "
     "accelerator, which other runs may have shared. They are without evaluation and compilation, and without what the "
     "snapshots before the first jump and that jump itself take. Time of a step: after the last jump, where all "
-    "are idle, as a multiple of plain's over the same steps on the same machine; in brackets the least and the most. On "
-    "one processor plain training may have been at another hour, so that some tenths either way tell little; for "
+    "are idle, as a multiple of plain's over the same steps on the same machine; in brackets the least and the most. "
+    "On a processor plain training may have been at another hour, so that some tenths either way tell little; for "
     "measurements in turn there is `python -m experiments benchmark`."
 )
 
