@@ -103,7 +103,7 @@ _ALEXNET = Training(
     arms=(
         arm("plain", 2, 6000, decay="thirds"),
         *jumping(("introspection", "two-point-1.3"), 2, 6000, _JUMPS_ALEXNET, decay="thirds"),
-        # The jumps come soon after the first drop, and close together: which of both matters?
+        # The four jumps come soon after the first drop, and close together; this one only the former.
         arm("introspection-first", 2, 6000, "introspection", _JUMPS_ALEXNET[:1], decay="thirds"),
     ),
     every=250,

@@ -187,8 +187,8 @@ class Comparison:
         since = max(self.arm.jump_steps, default=0)
         times = []
         for other, mine in self.pairs:
-            both = sorted({line["step"] for line in mine.lines} & {line["step"] for line in other.lines})
-            both = [step for step in both if step > since]
+            measured = {line["step"] for line in other.lines if line["step"] > since}
+            both = [line["step"] for line in mine.lines if line["step"] in measured]
             if len(both) > 1 and (mine.machine, mine.clock) == (other.machine, other.clock):
                 own, others = (c.at(both[-1], "seconds") - c.at(both[0], "seconds") for c in (mine, other))
                 times.append(own / others)
