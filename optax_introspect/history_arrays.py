@@ -151,7 +151,9 @@ class Arrays:
         return [
             {
                 "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": str(folder)},
+                # The lock of the history is enough. TensorStore's own would keep what a killed process had written of a
+                # file, and what is written next begins there: a shorter file would end with the rest of a longer one.
+                "kvstore": {"driver": "file", "path": str(folder), "file_io_locking": {"mode": "none"}},
                 # Zeros are stored like other weights, so that missing weights are an error, and not zeros.
                 "store_data_equal_to_fill_value": True,
                 "fill_missing_data_reads": False,

@@ -350,6 +350,17 @@ def test_a_beginning_that_was_interrupted_can_be_repeated(tmp_path, kept):
     check_complete(record(tmp_path, [0]), [0])
 
 
+@pytest.mark.parametrize("complete", [[], [0], [0, 1]])
+def test_what_a_killed_process_was_writing_never_gets_into_what_is_written_next(tmp_path, complete):
+    record(tmp_path, complete)
+    for array in (tmp_path / "arrays").iterdir():
+        for file in ["zarr.json", *(f"c.{row}{'.0' * (2 if 'kernel' in array.name else 1)}" for row in range(3))]:
+            # TensorStore writes beside a file before it replaces it; this is more than it will write next.
+            (array / f"{file}.__lock").write_bytes(b"}" * 2**10)
+    check_complete(WeightHistory.open(tmp_path), complete)
+    check_complete(record(tmp_path, [2]), [*complete, 2])
+
+
 def test_a_killed_recording_is_complete_up_to_its_last_step_and_goes_on(tmp_path):
     delays = random.Random(0)
     num_steps = 0
