@@ -130,11 +130,11 @@ class FitUnit:
         """Returns how many steps of training `N_0` there are."""
         return STEPS if self.unfinished(context) else 0
 
-    def check(self, context: Context) -> None:
-        """Raises a ValueError if results that are there already are of other settings."""
+    def check(self, context: Context, versions: bool = True) -> None:
+        """Raises a ValueError if results that are there already are of other settings (or versions)."""
         for fit in self.fits:
             if (path := self._path(context, fit)).exists():
-                runs.check_header(path, self._header(context, fit))
+                runs.check_header(path, self._header(context, fit), versions)
 
     def run(self, context: Context) -> None:
         """Trains the network, and fits what is not fitted yet."""

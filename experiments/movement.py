@@ -111,10 +111,10 @@ class MovementUnit:
         """Returns how many steps there are to be made, if none was made yet."""
         return 0 if self._path(context).exists() else 2 * self.recorded.steps
 
-    def check(self, context: Context) -> None:
-        """Raises a ValueError if a result that is there already is of other settings."""
+    def check(self, context: Context, versions: bool = True) -> None:
+        """Raises a ValueError if a result that is there already is of other settings (or versions)."""
         if (path := self._path(context)).exists():
-            runs.check_header(path, self._header(context))
+            runs.check_header(path, self._header(context), versions)
 
     def run(self, context: Context) -> None:
         """Trains, records, and keeps what the figures show."""

@@ -52,8 +52,8 @@ class Unit(Protocol):
         """Returns how many steps there are to be made, if none was made yet."""
         ...
 
-    def check(self, context: Context) -> None:
-        """Raises a ValueError if results that are there already are of other settings."""
+    def check(self, context: Context, versions: bool = True) -> None:
+        """Raises a ValueError if results that are there already are of other settings (or versions)."""
         ...
 
     def run(self, context: Context) -> None:
@@ -134,8 +134,9 @@ def run(
 
     Every run is one small file of JSON lines in the workdir: its settings, then loss and accuracy on training and test
     images at even intervals, and the seconds of training. Arms of one seed have the same start, batches and dropout;
-    up to their first jump they are trained as one. `python -m experiments list` says what there is and how long it
-    takes, and `python -m experiments report` makes the report of what is complete.
+    up to their first jump they are trained as one. What is added to an experiment must be of the versions of the rest.
+    `python -m experiments list` says what there is and how long it takes, and `python -m experiments report` makes the
+    report of what is complete.
 
     `alexnet_1` and `inception_v1` train on ImageNet, which `--data` names, on all devices of all processes: those that
     the environment of Slurm, a TPU pod or Open MPI tells of. SIGTERM saves, and ends with the status 75. A run that
@@ -177,14 +178,19 @@ def run(
     with runs.locked(workdir / ".working"):
         # Others need what the first phase makes.
         for phase in (True, False):
-            units = [u for e, some_arms, some_seeds in chosen if isinstance(e, Fits) == phase
-                     for u in units_of(e, some_arms, some_seeds)]  # fmt: skip
-            for unit in units:
-                unit.check(context)
-            # The longest first, so that no core is idle for long at the end.
-            units = sorted((u for u in units if u.steps(context) > 0), key=lambda u: -u.steps(context))
-            if units:
-                stopped = _run_all(units, context, processes, data_dir, console)
+            unfinished: list[Unit] = []
+            for experiment, some_arms, some_seeds in chosen:
+                if isinstance(experiment, Fits) == phase:
+                    units = units_of(experiment, some_arms, some_seeds)
+                    left = [unit for unit in units if unit.steps(context) > 0]
+                    for unit in units:
+                        # What is complete may be from anywhere, unless something is to be compared with it.
+                        unit.check(context, versions=bool(left))
+                    unfinished += left
+            if unfinished:
+                # The longest first, so that no core is idle for long at the end.
+                unfinished.sort(key=lambda unit: -unit.steps(context))
+                stopped = _run_all(unfinished, context, processes, data_dir, console)
             if stopped:
                 break
     console.print(f"{'Stopped: the same command goes on.' if stopped else 'Complete.'} Results are in {workdir}")

@@ -139,12 +139,12 @@ class Unit:
             "machine": runs.machine(),
         }
 
-    def check(self, context: Context) -> None:
-        """Raises a ValueError if results that are there already are of other settings."""
+    def check(self, context: Context, versions: bool = True) -> None:
+        """Raises a ValueError if results that are there already are of other settings (or versions)."""
         for arm in (self.trunk, *self.branches):
             for path in (self.path(context.workdir, arm), self.working(context.workdir, arm) / "journal.jsonl"):
                 if path.exists():
-                    runs.check_header(path, self.header(context, arm))
+                    runs.check_header(path, self.header(context, arm), versions)
 
     def run(self, context: Context) -> None:
         """Trains what is not complete.

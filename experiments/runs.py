@@ -78,9 +78,16 @@ def plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def check_header(path: Path, expected: Line) -> None:
-    """Raises a ValueError if a file of results is not of these settings and versions; the machine may differ."""
-    differ = _differences(read_header(path) | {"machine": None}, plain(expected | {"machine": None}), "")
+def check_header(path: Path, expected: Line, versions: bool = True) -> None:
+    """Raises a ValueError if a file of results is not of these settings; the machine may differ.
+
+    Args:
+      path: the file.
+      expected: the header that it should have.
+      versions: whether it must also be of these versions.
+    """
+    may_differ = {"machine": None} if versions else {"machine": None, "versions": None}
+    differ = _differences(read_header(path) | may_differ, plain(expected | may_differ), "")
     if differ:
         raise ValueError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use another workdir")
 

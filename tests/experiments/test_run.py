@@ -206,7 +206,7 @@ class Fake:
     def steps(self, context):
         return 0 if self.path(context).exists() else self.count
 
-    def check(self, context):
+    def check(self, context, versions=True):
         if self.does == "refuses":
             raise ValueError(f"{self.name} has other settings")
 
@@ -305,6 +305,16 @@ def test_a_whole_experiment(small, tmp_path, monkeypatch, capsys):
         run(("tiny",), workdir=tmp_path, steps=6)
     run(("tiny",), workdir=tmp_path / "other", arms=("plain",), seeds=(1,), steps=2)
     assert [line.get("step") for line in tiny.files(tmp_path / "other")["tiny/plain/seed-1"][1:]] == [0, 2, None]
+
+
+def test_what_is_complete_may_be_of_other_versions_unless_something_is_added_to_it(small, tmp_path, monkeypatch):
+    run(("tiny",), workdir=tmp_path, seeds=(0,))
+    monkeypatch.setattr(runs, "versions", lambda: {"jax": "0.1"})
+    small.order.clear()
+    run(("tiny",), workdir=tmp_path, seeds=(0,))
+    with pytest.raises(ValueError, match=r"seed-0.* other settings: .*versions\.jax was .* and is '0\.1'"):
+        run(("tiny",), workdir=tmp_path)
+    assert small.order == []
 
 
 def test_two_at_once_are_refused(small, tmp_path):

@@ -138,6 +138,13 @@ def test_other_settings_are_named_with_both_values(tmp_path):
     assert "experiment" not in message
     assert "machine" not in message
     assert message.endswith(". Use another workdir")
+    # Versions differ in what was run elsewhere.
+    elsewhere = HEADER | {"versions": {"jax": "0.1"}}
+    check_header(path, elsewhere, versions=False)
+    with pytest.raises(ValueError, match=r"settings: versions.* and is "):
+        check_header(path, elsewhere)
+    with pytest.raises(ValueError, match=r"settings: seed was 0 and is 1\. Use"):
+        check_header(path, elsewhere | {"seed": 1}, versions=False)
     with pytest.raises(ValueError, match=r"seed was 0 and is None\. Use"):
         check_header(path, {name: value for name, value in HEADER.items() if name != "seed"})
 
