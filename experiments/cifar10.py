@@ -92,6 +92,8 @@ _NOT_IMAGENET = (
     "and with its decay of the learning rate and its jumps at the same fractions of a much shorter training."
 )
 _JUMPS_ALEXNET = tuple(step * 6000 // 300_000 for step in (120_000, 130_000, 144_000, 160_000))
+# Up to the first of them, each three times as late as the one before, which so comes before all its snapshots but w_0.
+_APART_ALEXNET = (267, 800, 2400)
 
 _ALEXNET = Training(
     name="alexnet-cifar10",
@@ -103,8 +105,9 @@ _ALEXNET = Training(
     arms=(
         arm("plain", 2, 6000, decay="thirds"),
         *jumping(("introspection", "two-point-1.3"), 2, 6000, _JUMPS_ALEXNET, decay="thirds"),
-        # The four jumps come soon after the first drop, and close together; this one only the former.
+        # The four jumps come soon after the first drop, and close together; these only the former.
         arm("introspection-first", 2, 6000, "introspection", _JUMPS_ALEXNET[:1], decay="thirds"),
+        arm("introspection-apart", 2, 6000, "introspection", _APART_ALEXNET, decay="thirds"),
     ),
     every=250,
     around=_JUMPS_ALEXNET,
@@ -124,7 +127,11 @@ _ALEXNET_CONSTANT = Training(
     optimizer=_ALEXNET.optimizer,
     learning_rate=_ALEXNET.learning_rate,
     batch_size=_ALEXNET.batch_size,
-    arms=(arm("plain", 2, 6000), arm("introspection", 2, 6000, "introspection", _JUMPS_ALEXNET)),
+    arms=(
+        arm("plain", 2, 6000),
+        arm("introspection", 2, 6000, "introspection", _JUMPS_ALEXNET),
+        arm("introspection-apart", 2, 6000, "introspection", _APART_ALEXNET),
+    ),
     every=_ALEXNET.every,
     around=_JUMPS_ALEXNET,
     after_jump=_AFTER,
@@ -143,9 +150,9 @@ _INCEPTION = Training(
     learning_rate=0.01,
     batch_size=128,
     arms=(
-        arm("plain", 1, 4500, decay="two-epochs-of-150"),
-        arm("introspection-early", 1, 4500, "introspection", (600, 1200, 1800), decay="two-epochs-of-150"),
-        arm("introspection-late", 1, 4500, "introspection", (900, 1800, 2700), decay="two-epochs-of-150"),
+        arm("plain", 3, 4500, decay="two-epochs-of-150"),
+        arm("introspection-early", 3, 4500, "introspection", (600, 1200, 1800), decay="two-epochs-of-150"),
+        arm("introspection-late", 3, 4500, "introspection", (900, 1800, 2700), decay="two-epochs-of-150"),
     ),
     every=250,
     around=(600, 900, 1200, 1800, 2700),
@@ -153,7 +160,7 @@ _INCEPTION = Training(
     train_examples=2000,
     data="cifar10",
     augmentation="pad-4",
-    minutes=85,
+    minutes=125,
     paper=Paper(
         "section 4.2, Inception_v1 on ImageNet: 68.40 % after 852 000 and 944 000 steps with two sets of jumps; here "
         "at the same fractions of the training, 200, 400 and 600 and 300, 600 and 900 of 1500"

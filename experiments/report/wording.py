@@ -25,6 +25,7 @@ _JUMPS = {
     "-early": ", early jumps",
     "-late": ", late jumps",
     "-first": ", first jump only",
+    "-apart": ", jumps far apart",
     **{f"-set-{n}": f", set {n}" for n in range(1, 5)},
 }
 

@@ -40,15 +40,17 @@ ARMS = {
         "introspection": ("introspection", (2400, 2600, 2880, 3200), TWO),
         "two-point-1.3": ("two-point-1.3", (2400, 2600, 2880, 3200), TWO),
         "introspection-first": ("introspection", (2400,), TWO),
+        "introspection-apart": ("introspection", (267, 800, 2400), TWO),
     },
     "alexnet-cifar10-constant": {
         "plain": (None, (), TWO),
         "introspection": ("introspection", (2400, 2600, 2880, 3200), TWO),
+        "introspection-apart": ("introspection", (267, 800, 2400), TWO),
     },
     "inception-cifar10": {  # 200 000, 400 000 and 600 000, and 300 000, 600 000 and 900 000, of 1 500 000
-        "plain": (None, (), ONE),
-        "introspection-early": ("introspection", (600, 1200, 1800), ONE),
-        "introspection-late": ("introspection", (900, 1800, 2700), ONE),
+        "plain": (None, (), ALL),
+        "introspection-early": ("introspection", (600, 1200, 1800), ALL),
+        "introspection-late": ("introspection", (900, 1800, 2700), ALL),
     },
 }
 
