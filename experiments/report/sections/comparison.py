@@ -185,8 +185,9 @@ def _on_the_way(name: str, compared: Sequence[Comparison]) -> Table:
 
 def _share_of(c: Comparison, step: int) -> str:
     first_jump = c.arm.jump_steps[0]
-    bests = [pair.other.until(step).best() for pair in c.pairs] if first_jump < step <= c.until else []
-    if not bests or any(best["step"] <= first_jump for best in bests):
+    others = [pair.other.since(1).until(step) for pair in c.pairs] if first_jump < step <= c.until else []
+    bests = [curve.best() for curve in others if curve.lines]
+    if not bests or len(bests) < len(others) or any(best["step"] <= first_jump for best in bests):
         return NONE
     lines = [pair.mine.reaches(best["test_accuracy"]) for pair, best in zip(c.pairs, bests, strict=True)]
     shares = [

@@ -39,16 +39,18 @@ def answer(results: Results, experiment: str) -> Claim | None:
 
 def figure(results: Results, experiment: str) -> Figure:
     """Returns the difference to plain training over the steps."""
-    record = training(experiment)
     compared = [c for c in claims.comparisons(results, experiment) if c.n]
+    jump_steps = {c.arm.name: c.arm.jump_steps for c in compared}
+    differ = len(set(jump_steps.values())) > 1
+    marks = "triangles are jumps of the arm of their colour" if differ else "dotted lines are jumps"
     caption = (
         "Test accuracy less that of plain training with the same seed, at the same step. Thin lines are seeds, thick "
-        "lines their mean; dotted lines are jumps, and at solid grey lines the learning rate falls to a tenth: after "
+        f"lines their mean; {marks}, and at solid grey lines the learning rate falls to a tenth: after "
         f"{listed([spaced(step) for step in steps(experiment)])} steps."
     )
     with sketch(f"{experiment}-gain", caption, 1, width=7.5, height=3.8) as drawn:
         (ax,) = drawn.axes
-        looks = charts.looks([c.arm.name for c in compared])
+        looks = charts.looks(list(jump_steps))
         for c in compared:
             look = looks[c.arm.name]
             since = c.arm.jump_steps[0]
@@ -58,9 +60,10 @@ def figure(results: Results, experiment: str) -> Figure:
             ax.plot(at, gains.mean(axis=1), color=look["color"], linestyle=look["linestyle"], linewidth=1.6,
                     label=name_of(c.arm.name))  # fmt: skip
         charts.say_if_empty(ax)
-        charts.mark_jumps(ax, next(arm.jump_steps for arm in record.arms if arm.jump_steps))
+        charts.mark_jumps_of(ax, jump_steps, looks)
         charts.mark_drops(ax, steps(experiment))
         ax.axhline(0, color=BLACK, linewidth=0.8)
-        ax.set(xlabel="step", ylabel="difference to plain,\npercentage points")
-        charts.legend_below(ax, columns=4)
+        ax.set(xlabel="step", ylabel="percentage points")
+        ax.set_title("difference of test accuracy to plain training", pad=8 + 6 * len(compared) if differ else 6)
+        charts.legend_below(ax, columns=3)
     return drawn.figure
