@@ -26,6 +26,8 @@ _CODECS = [
     {"name": "crc32c"},
 ]
 _CODEC_NAMES = ["bytes", "blosc", "crc32c"]
+# TensorStore writes a file under its name, a random number and this, and then gives it its name.
+_BEING_WRITTEN = ".__lock"
 
 
 class Arrays:
@@ -129,12 +131,13 @@ class Arrays:
             raise
 
     def keep(self, rows: int) -> None:
-        """Drops all rows but the first ones."""
+        """Drops all rows but the first ones, and what a killed process left half written; only while nothing writes."""
         # TensorStore would look for each chunk that there could be, and a damaged array may say that it has any number.
         # They go before their number is written, which takes space that a full disk has only then.
         for folder in self._folders:
             for file in folder.iterdir():
-                if (name := re.fullmatch(r"c\.([0-9]+)(\.[0-9]+)*", file.name)) and int(name[1]) >= rows:
+                chunk = re.fullmatch(r"c\.([0-9]+)(\.[0-9]+)*", file.name)
+                if (chunk and int(chunk[1]) >= rows) or file.name.endswith(_BEING_WRITTEN):
                     file.unlink()
         _wait(
             array.resize(None, [rows, *array.shape[1:]], shrink_only=True, resize_metadata_only=True)
@@ -151,8 +154,8 @@ class Arrays:
         return [
             {
                 "driver": "zarr3",
-                # The lock of the history is enough. TensorStore's own would keep what a killed process had written of a
-                # file, and what is written next begins there: a shorter file would end with the rest of a longer one.
+                # The lock of the history is enough. With TensorStore's own, what is written next would go over what a
+                # killed process had written of a file: a shorter file would end with the rest of a longer one.
                 "kvstore": {"driver": "file", "path": str(folder), "file_io_locking": {"mode": "none"}},
                 # Zeros are stored like other weights, so that missing weights are an error, and not zeros.
                 "store_data_equal_to_fill_value": True,

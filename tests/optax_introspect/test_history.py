@@ -355,10 +355,13 @@ def test_what_a_killed_process_was_writing_never_gets_into_what_is_written_next(
     record(tmp_path, complete)
     for array in (tmp_path / "arrays").iterdir():
         for file in ["zarr.json", *(f"c.{row}{'.0' * (2 if 'kernel' in array.name else 1)}" for row in range(3))]:
-            # TensorStore writes beside a file before it replaces it; this is more than it will write next.
-            (array / f"{file}.__lock").write_bytes(b"}" * 2**10)
+            # TensorStore writes beside a file before it replaces it, under one of these names with and without locks;
+            # this is more than it will write next.
+            for suffix in ["", "_76207b36b27da881"]:
+                (array / f"{file}{suffix}.__lock").write_bytes(b"}" * 2**10)
     check_complete(WeightHistory.open(tmp_path), complete)
     check_complete(record(tmp_path, [2]), [*complete, 2])
+    assert not list(tmp_path.rglob("*.__lock"))
 
 
 def test_a_killed_recording_is_complete_up_to_its_last_step_and_goes_on(tmp_path):
