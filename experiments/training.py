@@ -1,7 +1,17 @@
-"""How every experiment trains: its batches, one jitted step a call, and its evaluation."""
+"""The training loop of all experiments, written down.
 
+All that a run does follows from its seed and the number of the step. So arms with the same seed have the same start,
+the same batches and the same dropout, and a run that was killed goes on with the same bits.
+"""
+
+import contextlib
+import dataclasses
 import functools
-from collections.abc import Callable
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,84 +19,72 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import optax
+import orbax.checkpoint as ocp
 from flax import nnx
+from jax import lax
+from scipy import optimize, special
 
-import optax_introspect
+from optax_introspect import recalibrate
 
-from .data import AUGMENTATIONS, Images
+from ._config import Arm, Experiment
+from .data import AUGMENTATIONS, Batches, Images, standardise
+from .optimizers import Optimizer
 
-Params = Any
+Array = npt.NDArray[Any]
+Row = dict[str, Any]
+# Seconds of training that a run that is killed loses at most.
+CHECKPOINT_SECONDS = 30.0
+# Steps made in one call, where they are made in a loop on the device.
+BLOCK = 250
 # `nnx.Rngs` of the same seed makes the initial weights of the keys from 0 on.
 _DROPOUT = 1 << 30
-
-# Of the losses of auxiliary heads, in the loss that is trained on (Szegedy et al. 2014, section 5).
+# Weight of the losses of auxiliary heads in the loss that is trained on (Szegedy et al. 2014, section 5).
 _AUXILIARY = 0.3
-# Test images at a time, where all at once would take too much memory.
+# Augmented images that are evaluated at a time.
 _EVALUATED = 500
 
 
+class StoppedError(Exception):
+    """The time is up, and everything is on disk."""
+
+
 class Trained(NamedTuple):
-    """What a step changes.
+    """What a step changes: weights, optimizer state and statistics of batch norms (empty without)."""
 
-    Attributes:
-      params: what is trained.
-      opt_state: of the optimizer.
-      statistics: the running statistics of batch norm, empty for networks without.
-    """
-
-    params: Params
+    params: Any
     opt_state: Any
     statistics: Any
 
-    def saved(self) -> dict[str, Any]:
-        """Returns what a checkpoint has of it, as NumPy arrays."""
-        # Orbax has no place for a tree without arrays, such as the statistics of a network without batch norm.
-        trees = {name: tree for name, tree in self._asdict().items() if jax.tree.leaves(tree)}
-        arrays: dict[str, Any] = jax.tree.map(np.asarray, trees)
-        return arrays
 
-    def restored(self, saved: dict[str, Any]) -> "Trained":
-        """Returns what a checkpoint has, in the structure of this one."""
-        return self._replace(**jax.tree.map(jnp.asarray, saved))
-
-
-StepFunction = Callable[[Params, Any, int], tuple[Params, Any]]
-UpdateFunction = Callable[[Trained, int], Trained]
-
-
-class Optimizer(NamedTuple):
-    """How weights are trained, where what is trained is not what is evaluated.
+@dataclasses.dataclass
+class State:
+    """Where a run is.
 
     Attributes:
-      tx: the gradient transformation.
-      start: from the initial weights to the parameters of `tx`.
-      trained: from these parameters to the weights that see the batches.
-      evaluated: from parameters and optimizer state to the weights that are evaluated.
+      trained: what was trained.
+      step: updates made.
+      rows: what was measured so far.
+      seconds: time of training, without evaluation and compilation.
+      cpu_seconds: the same for all threads of the process together.
     """
 
-    tx: optax.GradientTransformation
-    start: Callable[[Params], Params] = lambda params: params
-    trained: Callable[[Params], Params] = lambda params: params
-    evaluated: Callable[[Params, Any], Params] = lambda params, opt_state: params
+    trained: Trained
+    step: int = 0
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
 
 
 class Task:
-    """A network, its start, and the batches and dropout that it is trained with: all that paired arms share.
-
-    Everything follows from the seed and the number of the step, so that arms can branch and runs can resume anywhere.
+    """A network, its start, batches and dropout: all that arms of one seed share.
 
     Args:
-      network: makes the network from `rngs`; it maps images and a dropout key to logits, and in training, that is with
-        a key, may return logits of auxiliary heads beside them.
+      network: makes the network from `rngs`. It maps images and a dropout key to logits; in training, that is with a
+        key, it may return logits of auxiliary heads after them.
       images: the training and the test set.
-      batch_size: examples a step; every epoch is a new permutation, and its incomplete last batch is left out.
-      seed: of the initial weights, the batches and the dropout.
-      augmentation: what is done to the images of a batch, a key of `experiments.data.AUGMENTATIONS`; by default they
-        are only scaled to [0, 1].
-
-    Attributes:
-      params: the initial weights; the first step donates them.
-      statistics: the initial statistics of batch norm; empty for networks without.
+      batch_size: number of examples in a step.
+      seed: seed of the initial weights, the batches and the dropout.
+      augmentation: key of an augmentation; None scales images to [0, 1].
     """
 
     def __init__(
@@ -97,114 +95,291 @@ class Task:
         seed: int,
         augmentation: str | None = None,
     ):
-        parts: Any = nnx.split(network(rngs=nnx.Rngs(seed)), nnx.Param, ...)
+        made = network(rngs=nnx.Rngs(seed))
+        parts: Any = nnx.split(made, nnx.Param, ...)
         self.graphdef, self.params, self.statistics = parts
-        self.images = images
-        self.batch_size = batch_size
-        self.seed = seed
+        self.images, self.seed = images, seed
         self.augmentation = None if augmentation is None else AUGMENTATIONS[augmentation]
-        self._batches = None if self.augmentation is None else self.augmentation.batches(images, batch_size, seed)
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        self.batches = Batches(images, batch_size, seed, self.augmentation.train if self.augmentation else None)
+        # XLA on a CPU runs convolutions inside of a loop several times slower, and NumPy augments batch by batch.
+        convolves = any(isinstance(module, nnx.Conv) for _, module in nnx.iter_modules(made))
+        self.in_blocks = self.augmentation is None and not convolves
+        self._jitted_logits = jax.jit(lambda params, statistics, x: self._forward(params, statistics, x)[0][0])
 
-    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.images.train_labels))
+    def start(self, optimizer: Optimizer) -> State:
+        """Returns the state at step 0, in buffers of its own: the steps take those that they are given."""
+        params, statistics = jax.tree.map(jnp.copy, (self.params, self.statistics))
+        return State(Trained(params, jax.jit(optimizer.tx.init)(params), statistics))
 
-    def batch(self, step: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        """Returns the images and labels of a step."""
-        if self._batches is not None:
-            images, labels = self._batches[step]
-            return images, labels
-        epoch, place = divmod(step, len(self.images.train_labels) // self.batch_size)
-        chosen = self._order(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
-        return self.images.train_images[chosen], self.images.train_labels[chosen]
+    def stepper(self, optimizer: Optimizer) -> Callable[[Trained, int, int], Trained]:
+        """Returns the function that makes the steps from one number to another, in the buffers that it is given."""
+        update = functools.partial(self._update, optimizer.tx)
+        if not self.in_blocks:
+            one = jax.jit(update, donate_argnums=0)
 
-    def update_function(self, optimizer: Optimizer) -> UpdateFunction:
-        """Returns a function that makes one update, given the number of the step, in the buffers that it is given."""
-        jitted = self._jitted_update(optimizer)
-        return lambda trained, step: Trained(*jitted(*trained, *self.batch(step), np.int32(step)))
+            def steps(trained: Trained, start: int, end: int) -> Trained:
+                for step in range(start, end):
+                    trained = one(trained, *self.batches[step], np.int32(step))
+                return trained
 
-    def step_function(self, optimizer: Optimizer | optax.GradientTransformation) -> StepFunction:
-        """Returns `update_function` for a network without statistics, from and to parameters and optimizer state."""
-        update = self.update_function(optimizer if isinstance(optimizer, Optimizer) else Optimizer(optimizer))
-        return lambda params, opt_state, step: update(Trained(params, opt_state, self.statistics), step)[:2]
+            return steps
 
-    def lower(self, tx: optax.GradientTransformation, params: Params, opt_state: Any) -> Any:
-        """Returns the lowered form of one update, to be compiled and looked at."""
-        jitted = self._jitted_update(Optimizer(tx))
-        return jitted.lower(params, opt_state, self.statistics, *self.batch(0), np.int32(0))
+        images, labels = jnp.asarray(self.images.train_images), jnp.asarray(self.images.train_labels)
 
-    def _jitted_update(self, optimizer: Optimizer) -> Any:
-        def update(
-            params: Params, opt_state: Any, statistics: Any, images: Any, labels: Any, step: Any
-        ) -> tuple[Params, Any, Any]:
-            key = jax.random.fold_in(jax.random.key(self.seed), _DROPOUT + step)
+        @functools.partial(jax.jit, donate_argnums=0)
+        def block(trained: Trained, images: Any, labels: Any, order: Any, first: Any, count: Any) -> Trained:
+            def body(i: Any, trained: Trained) -> Trained:
+                return update(trained, images[order[i]], labels[order[i]], first + i)
 
-            def loss(weights: Params) -> tuple[jax.Array, Any]:
-                (logits, *auxiliary), new = self._outputs(weights, statistics, images, key)
-                total = jnp.mean(_cross_entropy(logits, labels))
-                for other in auxiliary:
-                    total += _AUXILIARY * jnp.mean(_cross_entropy(other, labels))
-                return total, new
+            result: Trained = lax.fori_loop(0, count, body, trained)
+            return result
 
-            gradients, statistics = jax.grad(loss, has_aux=True)(optimizer.trained(params))
-            updates, opt_state = optimizer.tx.update(gradients, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, statistics
+        def blocks(trained: Trained, start: int, end: int) -> Trained:
+            # The number of steps is an argument of one program: which steps make a block doesn't change any bit.
+            for first in range(start, end, BLOCK):
+                count = min(BLOCK, end - first)
+                order = np.zeros((BLOCK, self.batches.batch_size), np.int32)
+                for i in range(count):
+                    order[i] = self.batches.order(first + i)
+                trained = block(trained, images, labels, order, np.int32(first), np.int32(count))
+            return trained
 
-        return jax.jit(update, donate_argnums=(0, 1, 2))
+        return blocks
 
-    def recalibrated(self, params: Params, step: int, batches: int = 10) -> Any:
-        """Returns the statistics of batch norm that weights have on the training batches that follow a step."""
-        network = nnx.merge(self.graphdef, params, self.statistics, copy=True)  # lest these change
-        inputs = (self.batch(step + i)[0] for i in range(batches))
-        optax_introspect.recalibrate(network, inputs, self._training_pass)
-        return nnx.state(network, nnx.Not(nnx.Param))
+    def _update(self, tx: optax.GradientTransformation, trained: Trained, images: Any, labels: Any, step: Any) -> Trained:
+        """Makes one update, the only one there is."""
+        key = jax.random.fold_in(jax.random.key(self.seed), _DROPOUT + step)
 
-    def _training_pass(self, network: Any, images: Any) -> Any:
-        return network(self._prepared(images), jax.random.key(0))
+        def loss(params: Any) -> tuple[jax.Array, Any]:
+            (logits, *auxiliary), statistics = self._forward(params, trained.statistics, images, key)
+            losses = [jnp.mean(optax.softmax_cross_entropy_with_integer_labels(x, labels)) for x in (logits, *auxiliary)]
+            return losses[0] + _AUXILIARY * sum(losses[1:]), statistics
 
-    def evaluate(self, params: Params) -> tuple[float, float]:
-        """Returns the mean cross entropy and the accuracy on the test set."""
-        losses, hits = self._evaluate(params, self.images.test_images, self.images.test_labels)
-        return float(np.mean(np.asarray(losses, np.float64))), float(np.mean(np.asarray(hits, np.float64)))
+        gradients, statistics = jax.grad(loss, has_aux=True)(trained.params)
+        updates, opt_state = tx.update(gradients, trained.opt_state, trained.params)
+        return Trained(optax.apply_updates(trained.params, updates), opt_state, statistics)
 
-    def logits(self, params: Params, images: npt.NDArray[np.uint8], statistics: Any = None) -> npt.NDArray[np.float32]:
-        """Returns what the network says of images as they are in the data, float32 `[n, classes]`."""
-        statistics = self.statistics if statistics is None else statistics
-        if self.augmentation is None:
-            return np.asarray(self._jitted_logits(params, statistics, images))
-        images = self.augmentation.evaluated(images)
-        parts = (images[i : i + _EVALUATED] for i in range(0, len(images), _EVALUATED))
-        return np.concatenate([np.asarray(self._jitted_logits(params, statistics, part)) for part in parts])
-
-    def _prepared(self, images: Any) -> Any:
-        return images.astype(jnp.float32) / 255 if self.augmentation is None else self.augmentation.prepared(images)
-
-    def _outputs(
-        self, params: Params, statistics: Any, images: Any, key: Any = None
-    ) -> tuple[tuple[jax.Array, ...], Any]:
-        """Returns the logits, then those of auxiliary heads, and the statistics after this pass."""
+    def _forward(self, params: Any, statistics: Any, images: Any, key: Any = None) -> tuple[tuple[jax.Array, ...], Any]:
+        """Returns the logits, those of auxiliary heads after them, and the statistics after this pass."""
         # Copied, since a pass may not change variables of another level of tracing.
         network: Any = nnx.merge(self.graphdef, params, statistics, copy=True)
         outputs = network(self._prepared(images), key)
         return outputs if isinstance(outputs, tuple) else (outputs,), nnx.state(network, nnx.Not(nnx.Param))
 
-    def _logits(self, params: Params, statistics: Any, images: Any) -> jax.Array:
-        (logits,), _ = self._outputs(params, statistics, images)
-        return logits
+    def _prepared(self, images: Any) -> Any:
+        return jnp.asarray(images, jnp.float32) / 255 if self.augmentation is None else standardise(images)
 
-    def _losses(self, params: Params, images: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
-        logits = self._logits(params, self.statistics, images)
-        return _cross_entropy(logits, labels), jnp.argmax(logits, -1) == labels
+    def logits(self, params: Any, statistics: Any, images: Array) -> Array:
+        """Returns the logits of images as they are in the data, float32 `[n, classes]`."""
+        if self.augmentation is None:
+            return np.asarray(self._jitted_logits(params, statistics, images))
+        images = self.augmentation.evaluate(images)
+        parts = (images[i : i + _EVALUATED] for i in range(0, len(images), _EVALUATED))
+        return np.concatenate([np.asarray(self._jitted_logits(params, statistics, part)) for part in parts])
 
-    @functools.cached_property
-    def _evaluate(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        return jax.jit(self._losses)
+    def metrics(self, params: Any, statistics: Any, train_examples: int) -> dict[str, float]:
+        """Returns what is measured of weights on the first training images and on all test images."""
+        images = self.images
+        return metrics(
+            self.logits(params, statistics, images.train_images[:train_examples]),
+            images.train_labels[:train_examples],
+            self.logits(params, statistics, images.test_images),
+            images.test_labels,
+        )
 
-    @functools.cached_property
-    def _jitted_logits(self) -> Callable[..., jax.Array]:
-        return jax.jit(self._logits)
+    def recalibrated(self, params: Any, statistics: Any, step: int, batches: int = 10) -> Any:
+        """Returns the statistics of batch norms that the weights have on the training batches after a step."""
+        network = nnx.merge(self.graphdef, params, statistics, copy=True)
+        recalibrate(network, (self.batches[step + i][0] for i in range(batches)), self._training_pass)
+        return nnx.state(network, nnx.Not(nnx.Param))
+
+    def _training_pass(self, network: Any, images: Any) -> Any:
+        return network(self._prepared(images), jax.random.key(0))
 
 
-def _cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
-    losses: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+def train(
+    task: Task,
+    optimizer: Optimizer,
+    stops: Iterable[int],
+    folder: Path,
+    *,
+    settings: Row | None = None,
+    before_save: Callable[[], None] = lambda: None,
+    advance: Callable[[int], None] = lambda steps: None,
+    deadline: float | None = None,
+) -> Iterator[State]:
+    """Trains, and yields the state at each stop; goes on from the last checkpoint.
+
+    The caller may read the state, and add to its rows, which are part of the checkpoints.
+
+    Args:
+      task: what is trained.
+      optimizer: how it is trained.
+      stops: steps to yield the state at; the last one is the end.
+      folder: folder of the checkpoints.
+      settings: what the run depends on; a checkpoint must have the same.
+      before_save: called before each checkpoint.
+      advance: called with the number of steps that were made.
+      deadline: time of `time.time` at which to stop; None is never.
+
+    Raises:
+      StoppedError: the deadline has passed, and everything is on disk.
+      ValueError: the checkpoint is of other settings.
+    """
+    stops = sorted(stops)
+    state, steps = task.start(optimizer), task.stepper(optimizer)
+    # Compiles the program, so that the clock doesn't count that.
+    jax.block_until_ready(steps(jax.tree.map(jnp.copy, state.trained), 0, 1))
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
+        state = _restored(checkpoints, state, settings)
+        advance(state.step)
+        if state.step == 0 and stops[0] == 0:
+            yield state
+        saved_at = time.monotonic()
+        for stop in stops:
+            while state.step < stop:
+                # Short enough to look at the clock now and then.
+                end = min(stop, state.step + BLOCK)
+                with _clocked(state):
+                    state.trained = steps(state.trained, state.step, end)
+                    jax.block_until_ready(state.trained.params)
+                advance(end - state.step)
+                state.step = end
+                if end == stop:
+                    yield state
+                late = deadline is not None and time.time() > deadline
+                if late or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                    before_save()
+                    _save(checkpoints, state, settings)
+                    saved_at = time.monotonic()
+                if late and end < stops[-1]:
+                    raise StoppedError
+
+
+def _save(checkpoints: ocp.CheckpointManager, state: State, settings: Row | None) -> None:
+    about = {name: getattr(state, name) for name in ("step", "rows", "seconds", "cpu_seconds")}
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.trained)]
+    checkpoints.save(
+        state.step,
+        args=ocp.args.Composite(
+            about=ocp.args.JsonSave(about | {"settings": settings}), trained=ocp.args.StandardSave(leaves)
+        ),
+    )
+
+
+def _restored(checkpoints: ocp.CheckpointManager, start: State, settings: Row | None) -> State:
+    """Returns the state of the last checkpoint, or the start if there is none."""
+    step = checkpoints.latest_step()
+    if step is None:
+        return start
+    about = checkpoints.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+    if about.pop("settings") != json.loads(json.dumps(settings)):
+        raise ValueError(f"settings must be those of the run in {checkpoints.directory}; give another --workdir")
+    leaves, treedef = jax.tree.flatten(start.trained)
+    like = [np.asarray(leaf) for leaf in leaves]
+    found = checkpoints.restore(step, args=ocp.args.Composite(trained=ocp.args.StandardRestore(like)))["trained"]
+    return State(treedef.unflatten([jnp.asarray(leaf) for leaf in found]), **about)
+
+
+@contextlib.contextmanager
+def _clocked(state: State) -> Iterator[None]:
+    began, cpu_began = time.perf_counter(), time.process_time()
+    yield
+    state.seconds += time.perf_counter() - began
+    state.cpu_seconds += time.process_time() - cpu_began
+
+
+def stops_of(experiment: Experiment, arm: Arm) -> tuple[set[int], set[int]]:
+    """Returns the steps at which an arm is evaluated, and those of them around jumps."""
+    # Jumps at even intervals are too many to evaluate around each.
+    jumps = {*experiment.around, *(() if isinstance(arm.jump_steps, range) else arm.jump_steps)}
+    around = {t + after for t in jumps for after in (0, *experiment.after_jump) if t + after <= arm.steps}
+    return {*range(0, arm.steps + 1, experiment.every), arm.steps, *around}, around | {arm.steps}
+
+
+def measure(task: Task, optimizer: Optimizer, state: State, train_examples: int, around: Iterable[int]) -> bool:
+    """Adds a row of measurements to a state; returns whether the losses are finite.
+
+    Where batch norms lag behind a jump, and at the same steps of other arms, recalibrated ones are measured as well.
+    """
+    weights = optimizer.evaluated(state.trained.params, state.trained.opt_state)
+    statistics = state.trained.statistics
+    found = task.metrics(weights, statistics, train_examples)
+    row: Row = {"step": state.step, "seconds": state.seconds}
+    if jax.default_backend() == "cpu":
+        row["cpu_seconds"] = state.cpu_seconds
+    row |= found
+    if state.step in around and jax.tree.leaves(statistics):
+        try:
+            again = task.metrics(weights, task.recalibrated(weights, statistics, state.step), train_examples)
+        except FloatingPointError:
+            again = dict.fromkeys(found, math.nan)
+        row |= {f"recalibrated_{name}": value for name, value in again.items()}
+    for name in ("jumps_taken", "jumps_refused"):
+        count = optax.tree.get(state.trained.opt_state, name)
+        if count is not None:
+            row[name] = int(count)
+    state.rows.append({name: rounded(value) for name, value in row.items()})
+    return math.isfinite(found["train_loss"]) and math.isfinite(found["test_loss"])
+
+
+def rounded(value: Any) -> Any:
+    """Returns a float with seven digits, and None for one that is not finite, which JSON doesn't have."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.7g}") if math.isfinite(value) else None
+
+
+def metrics(train_logits: Array, train_labels: Array, test_logits: Array, test_labels: Array) -> dict[str, float]:
+    """Returns losses (cross entropies in nats) and accuracies of logits `[n, classes]` and labels `[n]`.
+
+    `calibrated_loss` is the test loss with logits divided by a temperature, fitted for each half of the test images on
+    the other half: what is left when it is only a matter of larger or smaller logits. `temperature` is the geometric
+    mean of the two; above 1, the network is too sure of itself.
+    """
+    halves: Sequence[slice] = (slice(0, None, 2), slice(1, None, 2))
+    fitted = [temperature(test_logits[half], test_labels[half]) for half in halves]
+    calibrated = [
+        cross_entropy(test_logits[half] / other, test_labels[half])
+        for half, other in zip(halves, reversed(fitted), strict=True)
+    ]
+    return {
+        "train_loss": float(np.mean(cross_entropy(train_logits, train_labels))),
+        "train_accuracy": float(np.mean(np.argmax(train_logits, axis=1) == train_labels)),
+        "test_loss": float(np.mean(cross_entropy(test_logits, test_labels))),
+        "test_accuracy": float(np.mean(np.argmax(test_logits, axis=1) == test_labels)),
+        "calibrated_loss": float(np.mean(np.concatenate(calibrated))),
+        "temperature": float(np.sqrt(np.prod(fitted))),
+    }
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Returns the cross entropy of each example, float64 `[n]`."""
+    chosen = np.take_along_axis(logits, labels[:, None].astype(int), axis=1)[:, 0]
+    with np.errstate(invalid="ignore"):
+        losses: Array = special.logsumexp(logits.astype(np.float64), axis=1) - chosen
     return losses
+
+
+def temperature(logits: Array, labels: Array) -> float:
+    r"""Returns the temperature from 1/1000 to 1000 with the smallest cross entropy; NaN if logits are not finite.
+
+    .. math:: T = \arg\min_T \sum_i \log \sum_j e^{z_{ij} / T} - z_{i y_i} / T
+
+    References:
+      Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    """
+    if not np.all(np.isfinite(logits)):
+        return math.nan
+    largest = np.max(logits, axis=1, keepdims=True)
+    below = logits - largest
+    missed = float(np.mean(largest - np.take_along_axis(logits, labels[:, None].astype(int), axis=1)))
+
+    def loss(log_temperature: float) -> float:
+        inverse = np.exp(-np.float32(log_temperature))
+        with np.errstate(over="ignore"):  # far below the largest is 0, however far
+            return float(np.mean(np.log(np.sum(np.exp(below * inverse), axis=1)))) + missed * float(inverse)
+
+    bounds = (np.log(1e-3), np.log(1e3))
+    return float(np.exp(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-3}).x))

@@ -1,21 +1,20 @@
 """Speeds up the training of neural networks in JAX by forecasting how their weights evolve."""
 
-from .checkpoint import load, pretrained, save
-from .cost import Cost, cost
-from .fit import Fit, fit, l1
-from .forecast import Forecaster, forecaster, gaussian_noise, introspection, polynomial
-from .history import WeightHistory
-from .network import IntrospectionNetwork
-from .order import check_order
-from .plan import Plan, plan
-from .recalibrate import recalibrate
-from .reschedule import reschedule
-from .sampling import Examples, sample_examples
-from .statistics import WeightChange, weight_change
-from .transform import IntrospectState, introspect
+from ._plan import Plan, plan
+from ._recalibrate import recalibrate
+from ._reschedule import reschedule
+from ._transform import IntrospectState, introspect
+from ._weight_change import WeightChange, weight_change
+from .forecasters._base import Forecaster, custom_forecaster
+from .forecasters._linear import heavy_ball, linear, lookahead, nesterov, polynomial
+from .forecasters._network import IntrospectionNetwork, network_forecaster
+from .forecasters._noise import gaussian_noise
+from .predictors._checkpoint import load, pretrained, save
+from .predictors._fit import Fit, fit, mean_absolute_error
+from .predictors._history import WeightHistory
+from .predictors._sampling import Examples, sample_examples
 
 __all__ = [
-    "Cost",
     "Examples",
     "Fit",
     "Forecaster",
@@ -24,15 +23,17 @@ __all__ = [
     "Plan",
     "WeightChange",
     "WeightHistory",
-    "check_order",
-    "cost",
+    "custom_forecaster",
     "fit",
-    "forecaster",
     "gaussian_noise",
+    "heavy_ball",
     "introspect",
-    "introspection",
-    "l1",
+    "linear",
     "load",
+    "lookahead",
+    "mean_absolute_error",
+    "nesterov",
+    "network_forecaster",
     "plan",
     "polynomial",
     "pretrained",

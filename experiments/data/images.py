@@ -1,4 +1,4 @@
-"""What a data set of labelled images is, to the experiments."""
+"""Labelled images, as all data sets give them."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,7 @@ class Images:
     Attributes:
       name: `"mnist"`, `"digits"` or `"cifar10"`.
       source: where the images came from, for people to read.
-      train_images: uint8. Grey images are `[n, height, width]`, where 0 is background and 255 is ink; colour images
-        are `[n, height, width, 3]`, red, green and blue.
+      train_images: uint8 `[n, height, width]` of grey images (255 is ink), or `[n, height, width, 3]`.
       train_labels: uint8 `[n]`, the class of each image, from 0 on.
       test_images: as `train_images`.
       test_labels: as `train_labels`.
@@ -28,3 +27,8 @@ class Images:
     train_labels: Bytes
     test_images: Bytes
     test_labels: Bytes
+
+    @property
+    def kind(self) -> str:
+        """The part of `source` that results depend on: TFDS has an order of its own."""
+        return self.source.partition(",")[0]

@@ -1,9 +1,9 @@
-"""Batches to train on, as a Grain dataset that is read by the number of the step."""
+"""Batches to train on, each of which follows from the seed and the number of the step."""
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import grain
 import numpy as np
 import numpy.typing as npt
 
@@ -12,49 +12,51 @@ from .images import Bytes, Images
 Augment = Callable[[Bytes, np.random.Generator], Bytes]
 
 
-def batches_of(images: Images, batch_size: int, seed: int, augment: Augment) -> grain.MapDataset[tuple[Bytes, Bytes]]:
-    """Returns the batches of a training without end, where `batches[step]` is that of a step.
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """The batches of a training without end: `batches[step]` is that of a step.
 
-    Every epoch is a new permutation of the training images, and its incomplete last batch is left out. Which images a
-    batch has, and what is done to them, follow from `seed` and `step` alone. The number of the step therefore is the
-    whole position in the pipeline: a checkpoint that has it can go on anywhere, also in the middle of an epoch.
+    Every epoch is a new permutation of the training images, and its incomplete last batch is left out. The number of
+    the step is the whole position: a run that has it can go on anywhere, also in the middle of an epoch.
 
-    The elements of the dataset are batches, not examples: Grain handles each element in Python, which for single
-    images takes longer than all that is done to them.
-
-    Args:
-      images: of which the training set is used; it is read in place.
-      batch_size: images in a batch.
-      seed: of the permutations and the augmentation.
-      augment: from uint8 images `[batch_size, ...]` and a random generator to what the batch has in their place.
-
-    Returns:
-      A `grain.MapDataset` of tuples, the images and the uint8 labels `[batch_size]`. Its `to_iter_dataset(...)` reads
-      ahead in threads; the state of such an iterator, too, is the number of the next step.
+    Attributes:
+      images: the images.
+      batch_size: number of images in a batch.
+      seed: seed of the permutations and the augmentation.
+      augment: from uint8 images `[batch_size, ...]` and a random generator to what takes their place.
 
     Raises:
-      ValueError: if there are fewer images than `batch_size`, or `batch_size` or `seed` are not valid.
-      IndexError: from the dataset, if a step is negative.
+      ValueError: there are fewer images than `batch_size`.
     """
-    count = len(images.train_labels)
-    if not 1 <= batch_size <= count:
-        raise ValueError(f"batch_size must be from 1 to {count}, the number of training images, got {batch_size}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    per_epoch = count // batch_size
 
-    def batch(step: int, _: int) -> tuple[Bytes, Bytes]:
-        if step < 0:
-            raise IndexError(f"a step must not be negative, got {step}")
-        epoch, place = divmod(step, per_epoch)
-        chosen = _permutation(seed, epoch, count)[place * batch_size : (place + 1) * batch_size]
+    images: Images
+    batch_size: int
+    seed: int
+    augment: Augment | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.images.train_labels)
+        if not 1 <= self.batch_size <= count:
+            raise ValueError(
+                f"batch_size must be from 1 to {count}, the number of training images; got {self.batch_size}"
+            )
+
+    def order(self, step: int) -> npt.NDArray[np.int64]:
+        """Returns which images the batch of a step has, `[batch_size]`."""
+        count = len(self.images.train_labels)
+        epoch, place = divmod(step, count // self.batch_size)
+        return _permutation(self.seed, epoch, count)[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def __getitem__(self, step: int) -> tuple[Bytes, Bytes]:
+        """Returns images and labels of a step, both uint8."""
+        chosen = self.order(step)
+        images, labels = self.images.train_images[chosen], self.images.train_labels[chosen]
+        if self.augment is None:
+            return images, labels
         # The words of a `spawn_key` begin where those of the list that seeds a permutation end: the two never agree.
-        generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(step,)))
-        return augment(images.train_images[chosen], generator), images.train_labels[chosen]
-
-    return grain.MapDataset.range(per_epoch).repeat().map_with_index(batch)
+        return self.augment(images, np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(step,)))), labels
 
 
-@functools.lru_cache(maxsize=8)  # the epochs that are being read; readers of several seeds may take turns
+@functools.lru_cache(maxsize=8)  # the epochs that are being read; several seeds may take turns
 def _permutation(seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(count)

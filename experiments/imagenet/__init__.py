@@ -1,1 +1,0 @@
-"""ImageNet: its images, and the training of AlexNet and Inception on them."""

@@ -1,0 +1,1 @@
+"""Forecasters: functions from the points of a weight to its forecast."""

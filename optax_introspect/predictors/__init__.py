@@ -1,0 +1,1 @@
+"""From training runs to predictors: weight histories, examples, the trainer and checkpoints."""
