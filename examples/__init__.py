@@ -1,1 +1,1 @@
-"""Training loops with jumps, each a script of its own: `python -m examples.plain`."""
+"""Training loops with jumps; run one with `python -m examples.plain`."""

@@ -1,6 +1,6 @@
-"""Gradients summed over parts of a batch within one step: one update a batch, to which the jump steps refer.
+"""Gradients summed over parts of a batch within one step. Jump steps count updates, so nothing else changes.
 
-With `optax.MultiSteps`, which spreads the parts over several steps, see docs/composition.md.
+For `optax.MultiSteps`, which spreads the parts over several calls, see docs/wrappers.md.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Data parallelism with `jit` and shardings: batches are split between devices, weights too, jumps need no care."""
+"""Several devices with `jit` and shardings: batches and weights are split, and snapshots are split as the weights."""
 
 import functools
 from typing import Any
@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import optax_introspect
 from examples.problem import JUMP_STEPS, Run, batch, initial_params, loss, report
 
-# Where parameters are split over the devices; each snapshot then is as its parameter.
+# How the parameters are split over the devices.
 SPECS = {
     "w1": PartitionSpec(None, "data"),
     "b1": PartitionSpec("data"),

@@ -20,7 +20,7 @@ def main(steps: int = 600, jump_steps: tuple[int, ...] = JUMP_STEPS) -> Run:
     @eqx.filter_jit
     def train_step(model: eqx.nn.MLP, state: Any, x: jax.Array, y: jax.Array) -> Any:
         value, gradients = eqx.filter_value_and_grad(lambda model: jnp.mean((jax.vmap(model)(x) - y) ** 2))(model)
-        # The parameters as they were given to `init`: activations and other static parts are None.
+        # The same filter as for `init`.
         updates, state = tx.update(gradients, state, eqx.filter(model, eqx.is_inexact_array))
         return eqx.apply_updates(model, updates), state, value
 

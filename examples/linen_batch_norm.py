@@ -1,4 +1,4 @@
-"""A Flax Linen module with batch norm, whose running statistics are replaced after the last jump."""
+"""A Flax Linen module with batch norm, whose running statistics are recomputed after the last jump."""
 
 from typing import Any
 

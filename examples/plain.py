@@ -11,7 +11,7 @@ from examples.problem import JUMP_STEPS, Run, batch, initial_params, loss, repor
 
 
 def main(steps: int = 600, jump_steps: tuple[int, ...] = JUMP_STEPS) -> Run:
-    """Trains, and tells of every jump."""
+    """Trains, and prints a line at every jump."""
     tx = optax.chain(optax.adam(3e-3), optax_introspect.introspect(jump_steps))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -1,4 +1,4 @@
-"""Many steps in one call, by `jax.lax.scan`."""
+"""Many steps in one call with `jax.lax.scan`."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from examples.problem import JUMP_STEPS, Run, batch, initial_params, loss, repor
 
 
 def main(steps: int = 600, jump_steps: tuple[int, ...] = JUMP_STEPS, steps_a_call: int = 50) -> Run:
-    """Trains; a jump may fall anywhere within a call."""
+    """Trains. A jump may fall anywhere within a call."""
     tx = optax.chain(optax.adam(3e-3), optax_introspect.introspect(jump_steps))
 
     def train_step(carry: Any, step: jax.Array) -> Any:

@@ -1,222 +1,241 @@
-"""Results on disk: one small file a run, which says by itself what it is a run of.
+"""The work folder: what is done of each run, and what it needs to go on.
 
-`WORKDIR/EXPERIMENT/ARM/seed-N.jsonl` is written when the run is complete, and never again. Its first line is the
-header: settings, versions and machine; then a line for each evaluation; the last line says how the run ended. What a
-run needs to go on is in `WORKDIR/.working`, and not worth keeping. So results from elsewhere are merged by copying
-folders.
+`WORKDIR/EXPERIMENT/ARM/seed-N` holds `settings.json`, what the run depends on; while it is under way, `checkpoints`; and
+when it is complete `result.json`, its rows of measurements.
 """
 
+import abc
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
-import math
 import os
-import platform
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
-import jax
 
-Line = dict[str, Any]
+from . import results
+from ._config import Arm, Experiment, Study
+from .data import Images
+from .networks import NETWORKS
+from .optimizers import fingerprint, optimizer
+from .training import Row, Task, measure, stops_of, train
 
-_PLUGINS = {"jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "libtpu"}
+Settings = dict[str, Any]
+Tables = dict[str, list[Row]]
 
 
-class Run(NamedTuple):
-    """A complete run.
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What all runs of one command have in common.
 
     Attributes:
-      header: what it is a run of.
-      lines: its evaluations, by step; those before the first jump are in the run that it branched from.
-      end: how it ended: `complete`, or `not finite`.
+      workdir: the work folder.
+      images: from the key of a data set to its images.
+      deadline: time of `time.time` at which to stop; None is never.
+      advance: called with the number of steps that were made.
     """
 
-    header: Line
-    lines: list[Line]
-    end: str
+    workdir: Path
+    images: Callable[[str], Images]
+    deadline: float | None = None
+    advance: Callable[[int], None] = lambda steps: None
+
+    @property
+    def predictors(self) -> Path:
+        """Folder of the fitted predictors."""
+        return self.workdir / "predictors" / "fitted"
 
 
-def path_of(workdir: Path, experiment: str, arm: str, seed: int) -> Path:
-    """Returns the file of a complete run."""
-    return workdir / experiment / arm / f"seed-{seed}.jsonl"
+@dataclasses.dataclass(frozen=True)
+class Run(abc.ABC):
+    """What one process does at a time: one arm and one seed of an experiment.
 
-
-def working(workdir: Path, experiment: str, arm: str, seed: int) -> Path:
-    """Returns the folder of what a run needs to go on."""
-    return workdir / ".working" / experiment / arm / f"seed-{seed}"
-
-
-def versions() -> Line:
-    """Returns the versions that a result may depend on; on an accelerator, also that of its plugin for JAX."""
-    packages = ["jax", "jaxlib", "flax", "optax", "numpy", "optax-introspect"]
-    if jax.default_backend() != "cpu":
-        packages += sorted(_PLUGINS & {installed.name for installed in importlib.metadata.distributions()})
-    return {package: importlib.metadata.version(package) for package in packages}
-
-
-def machine() -> str:
-    """Returns the hardware that this process trains on, for people to read."""
-    device = jax.devices()[0]
-    if device.platform != "cpu":
-        return f"{device.device_kind}, {jax.device_count()} of them"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} core{'s' if cores != 1 else ''} a run"
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def plain(value: Any) -> Any:
-    """Returns a value as it comes back from JSON."""
-    return json.loads(json.dumps(value))
-
-
-def check_header(path: Path, expected: Line, versions: bool = True) -> None:
-    """Raises a ValueError if a file of results is not of these settings; the machine may differ.
-
-    Args:
-      path: the file.
-      expected: the header that it should have.
-      versions: whether it must also be of these versions.
+    Attributes:
+      experiment: the experiment.
+      arm: one of its arms.
+      seed: the seed.
     """
-    may_differ = {"machine": None} if versions else {"machine": None, "versions": None}
-    differ = _differences(read_header(path) | may_differ, plain(expected | may_differ), "")
-    if differ:
-        raise ValueError(f"{path} belongs to a run with other settings: {'; '.join(differ)}. Use another workdir")
+
+    experiment: Study
+    arm: Any
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name in progress bars."""
+        return f"{self.experiment.name}, {self.arm.name}, seed {self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Number of steps to be made."""
+        return int(self.arm.steps)
+
+    @abc.abstractmethod
+    def arm_settings(self, context: Context) -> Settings:
+        """Returns the settings of the arm, for JSON."""
+
+    @abc.abstractmethod
+    def work(self, context: Context, folder: Path) -> Tables:
+        """Does the work, or goes on with it, and returns the rows of each table; that of the experiment is `""`."""
+
+    def experiment_settings(self) -> Settings:
+        """Returns the settings of the experiment, for JSON."""
+        return {"data": self.experiment.data}
+
+    def folder(self, context: Context) -> Path:
+        """Returns the folder of the run."""
+        return context.workdir / self.experiment.name / str(self.arm.name) / f"seed-{self.seed}"
+
+    def is_complete(self, context: Context) -> bool:
+        """Returns whether the run is complete."""
+        return (self.folder(context) / "result.json").exists()
+
+    def about(self, context: Context) -> Settings:
+        """Returns what results depend on: settings, versions, and the kind of images."""
+        place = results.environment(context.images(self.experiment.data).kind)
+        versions = {"optax-introspect": importlib.metadata.version("optax-introspect"), **place["versions"]}
+        settings = self.experiment_settings() | {"arm": self.arm_settings(context), "seed": self.seed}
+        return {"settings": settings, "images": place["images"], "versions": versions}
+
+    def check(self, context: Context) -> None:
+        """Raises a ValueError if the folder holds a run of other settings, or a part of one of other versions."""
+        path = self.folder(context) / "settings.json"
+        if path.exists():
+            found, expected = read_json(path), json.loads(json.dumps(self.about(context)))
+            if self.is_complete(context):
+                # Only a change of ours makes other results; what else differs is written down with them.
+                for about in (found, expected):
+                    about["versions"] = about["versions"]["optax-introspect"]
+            if differ := _differences(found, expected):
+                raise ValueError(f"{path} is of another run: {'; '.join(differ)}. Give another --workdir, or remove it")
+
+    def complete(self, context: Context) -> None:
+        """Does what is not done yet.
+
+        Raises:
+          StoppedError: it is to be continued later.
+          BlockingIOError: another process works on it.
+          ValueError: the folder is of another run.
+        """
+        folder = self.folder(context)
+        # What a killed command started may end some moments after it.
+        with locked(folder, "another process works on", seconds=10):
+            self.check(context)
+            if self.is_complete(context):
+                return
+            about = self.about(context)
+            write_json(folder / "settings.json", about)
+            tables = self.work(context, folder)
+            place = results.environment(about["images"])
+            write_json(folder / "result.json", about | {"environment": place, "tables": tables})
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def read_header(path: Path) -> Line:
-    """Returns the header of a file of results.
+@dataclasses.dataclass(frozen=True)
+class TrainingRun(Run):
+    """One arm and seed of a comparison of trainings."""
+
+    experiment: Experiment
+    arm: Arm
+
+    def experiment_settings(self) -> Settings:
+        """Returns the settings of the experiment, for JSON."""
+        return self.experiment.settings()
+
+    def arm_settings(self, context: Context) -> Settings:
+        """Returns the settings of the arm, with what tells its forecaster from others."""
+        return self.arm.settings() | {"fingerprint": fingerprint(self.arm.forecaster, context.predictors)}
+
+    def work(self, context: Context, folder: Path) -> Tables:
+        """Trains, and returns the evaluations, up to the first that is not finite."""
+        experiment, arm = self.experiment, self.arm
+        images = context.images(experiment.data)
+        task = Task(NETWORKS[experiment.network], images, experiment.batch_size, self.seed, experiment.augmentation)
+        how = optimizer(experiment, arm, context.predictors)
+        stops, around = stops_of(experiment, arm)
+        for state in train(
+            task, how, stops, folder / "checkpoints", advance=context.advance, deadline=context.deadline
+        ):
+            if not measure(task, how, state, experiment.train_examples, around):
+                context.advance(arm.steps - state.step)
+                break
+        return {"": state.rows}
+
+
+def append(runs: list[Run], context: Context, folder: Path) -> None:
+    """Adds complete runs of one experiment to its results, and their further tables to those.
 
     Raises:
-      ValueError: it has none.
+      ValueError: the results that are there are of another version or of other settings.
     """
-    with path.open() as file:
-        try:
-            header: Line = json.loads(file.readline())["header"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} does not begin with the header of a run") from error
-    return header
-
-
-def read(path: Path) -> Run:
-    """Reads a complete run.
-
-    Raises:
-      ValueError: it is not whole.
-    """
-    header = read_header(path)
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-        end = lines.pop()["end"]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is not the whole of a run") from error
-    return Run(header, lines, end)
-
-
-def _differences(found: Any, expected: Any, name: str) -> list[str]:
-    """Returns in words what differs; of settings within settings only those that do."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        within = f"{name}." if name else ""
-        keys = sorted(found.keys() | expected.keys())
-        return [text for key in keys for text in _differences(found.get(key), expected.get(key), f"{within}{key}")]
-    return [] if found == expected else [f"{name} was {_short(found)} and is {_short(expected)}"]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
-
-
-class Journal:
-    """The evaluations of a run that goes on, on disk: a line is there for good once `commit` has returned.
-
-    Args:
-      path: the file; it is begun with the header, or continued.
-      header: what it is a run of.
-      step: the last step to be believed; later lines are dropped, since the run goes on from there.
-
-    Raises:
-      ValueError: the file is of a run with other settings.
-    """
-
-    def __init__(self, path: Path, header: Line, step: int | None):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept: list[str] = []
-        if path.exists() and step is not None:
-            kept = [text for text in _whole_lines(path) if json.loads(text).get("step", step + 1) <= step]
-        whole = path.with_suffix(".new")
-        with whole.open("w") as file:
-            file.writelines(f"{text}\n" for text in (_dump({"header": header}), *kept))
-        _synced(whole)
-        whole.replace(path)
-        self.path = path
-        self._file = path.open("a")
-
-    def write(self, line: Line) -> None:
-        """Appends a line."""
-        self._file.write(_dump(line) + "\n")
-
-    def commit(self) -> None:
-        """Returns when all lines are on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def complete(self, destination: Path, end: Line) -> None:
-        """Ends the run, and puts its file where complete ones are."""
-        self.write(end)
-        self.commit()
-        self._file.close()
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        self.path.replace(destination)
-
-    def close(self) -> None:
-        """Leaves the run to be continued."""
-        self.commit()
-        self._file.close()
-
-
-def _dump(line: Line) -> str:
-    return json.dumps({name: _number(value) for name, value in line.items()}, separators=(",", ":"), allow_nan=False)
-
-
-def _number(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.7g}") if math.isfinite(value) else None  # JSON has no NaN
-
-
-def _whole_lines(path: Path) -> Iterable[str]:
-    text = path.read_text()
-    return text[: text.rfind("\n") + 1].splitlines()[1:]
-
-
-def _synced(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    name, settings = runs[0].experiment.name, runs[0].experiment_settings()
+    arms = {run.arm.name: run.arm_settings(context) for run in runs}
+    tables: dict[str, list[tuple[Mapping[str, Any], list[Row]]]] = {}
+    for run in runs:
+        result = read_json(run.folder(context) / "result.json")
+        for table, rows in result["tables"].items():
+            of_run = [{"arm": run.arm.name, "seed": run.seed, **row} for row in rows]
+            tables.setdefault(table, []).append((result["environment"], of_run))
+    for table, parts in tables.items():
+        places: list[Mapping[str, Any]] = []
+        for place, _ in parts:
+            if place not in places:
+                places.append(place)
+        for place in places:
+            rows = [row for other, rows in parts if other == place for row in rows]
+            results.append(
+                folder, f"{name}-{table}" if table else name, rows, settings=settings, arms=arms, environment=place
+            )
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps others from working on what is in a folder; the lock goes with the process, however it ends.
+def locked(folder: Path, message: str, seconds: float = 0.0) -> Iterator[None]:
+    """Keeps other processes from a folder; the lock goes with the process, however it ends.
 
     Raises:
-      BlockingIOError: somebody else does.
+      BlockingIOError: another process has it for so many seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / "lock")
+    lock = filelock.FileLock(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=seconds)
     except filelock.Timeout as error:
-        raise BlockingIOError(f"another run works on {folder}") from error
+        raise BlockingIOError(f"{message} {folder}") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def read_json(path: Path) -> Any:
+    """Returns the contents of a JSON file.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def write_json(path: Path, contents: Any) -> None:
+    """Writes a JSON file that is whole or not there."""
+    new = path.with_suffix(".new")
+    with new.open("w") as file:
+        json.dump(contents, file, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def _differences(found: Any, expected: Any, name: str = "") -> list[str]:
+    """Returns in words what differs; of settings within settings only those that do."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted(found.keys() | expected.keys())
+        return [text for key in keys for text in _differences(found.get(key), expected.get(key), f"{name}.{key}")]
+    return [] if found == expected else [f"{name[1:]} was {found!r:.100} and is {expected!r:.100}"]

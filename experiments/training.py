@@ -7,7 +7,6 @@ the same batches and the same dropout, and a run that was killed goes on with th
 import contextlib
 import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +35,8 @@ Row = dict[str, Any]
 CHECKPOINT_SECONDS = 30.0
 # Steps made in one call, where they are made in a loop on the device.
 BLOCK = 250
+# Steps between two looks at the clock, where each is made in a call of its own.
+FEW = 20
 # `nnx.Rngs` of the same seed makes the initial weights of the keys from 0 on.
 _DROPOUT = 1 << 30
 # Weight of the losses of auxiliary heads in the loss that is trained on (Szegedy et al. 2014, section 5).
@@ -203,7 +204,6 @@ def train(
     stops: Iterable[int],
     folder: Path,
     *,
-    settings: Row | None = None,
     before_save: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda steps: None,
     deadline: float | None = None,
@@ -217,14 +217,12 @@ def train(
       optimizer: how it is trained.
       stops: steps to yield the state at; the last one is the end.
       folder: folder of the checkpoints.
-      settings: what the run depends on; a checkpoint must have the same.
       before_save: called before each checkpoint.
       advance: called with the number of steps that were made.
       deadline: time of `time.time` at which to stop; None is never.
 
     Raises:
       StoppedError: the deadline has passed, and everything is on disk.
-      ValueError: the checkpoint is of other settings.
     """
     stops = sorted(stops)
     state, steps = task.start(optimizer), task.stepper(optimizer)
@@ -232,15 +230,14 @@ def train(
     jax.block_until_ready(steps(jax.tree.map(jnp.copy, state.trained), 0, 1))
     options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
     with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
-        state = _restored(checkpoints, state, settings)
+        state = _restored(checkpoints, state)
         advance(state.step)
         if state.step == 0 and stops[0] == 0:
             yield state
         saved_at = time.monotonic()
         for stop in stops:
             while state.step < stop:
-                # Short enough to look at the clock now and then.
-                end = min(stop, state.step + BLOCK)
+                end = min(stop, state.step + (BLOCK if task.in_blocks else FEW))
                 with _clocked(state):
                     state.trained = steps(state.trained, state.step, end)
                     jax.block_until_ready(state.trained.params)
@@ -251,35 +248,29 @@ def train(
                 late = deadline is not None and time.time() > deadline
                 if late or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
                     before_save()
-                    _save(checkpoints, state, settings)
+                    _save(checkpoints, state)
                     saved_at = time.monotonic()
                 if late and end < stops[-1]:
                     raise StoppedError
 
 
-def _save(checkpoints: ocp.CheckpointManager, state: State, settings: Row | None) -> None:
+def _save(checkpoints: ocp.CheckpointManager, state: State) -> None:
     about = {name: getattr(state, name) for name in ("step", "rows", "seconds", "cpu_seconds")}
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state.trained)]
-    checkpoints.save(
-        state.step,
-        args=ocp.args.Composite(
-            about=ocp.args.JsonSave(about | {"settings": settings}), trained=ocp.args.StandardSave(leaves)
-        ),
-    )
+    items = ocp.args.Composite(about=ocp.args.JsonSave(about), trained=ocp.args.StandardSave(leaves))
+    checkpoints.save(state.step, args=items)
 
 
-def _restored(checkpoints: ocp.CheckpointManager, start: State, settings: Row | None) -> State:
+def _restored(checkpoints: ocp.CheckpointManager, start: State) -> State:
     """Returns the state of the last checkpoint, or the start if there is none."""
     step = checkpoints.latest_step()
     if step is None:
         return start
-    about = checkpoints.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-    if about.pop("settings") != json.loads(json.dumps(settings)):
-        raise ValueError(f"settings must be those of the run in {checkpoints.directory}; give another --workdir")
     leaves, treedef = jax.tree.flatten(start.trained)
     like = [np.asarray(leaf) for leaf in leaves]
-    found = checkpoints.restore(step, args=ocp.args.Composite(trained=ocp.args.StandardRestore(like)))["trained"]
-    return State(treedef.unflatten([jnp.asarray(leaf) for leaf in found]), **about)
+    items = ocp.args.Composite(about=ocp.args.JsonRestore(), trained=ocp.args.StandardRestore(like))
+    found = checkpoints.restore(step, args=items)
+    return State(treedef.unflatten([jnp.asarray(leaf) for leaf in found["trained"]]), **found["about"])
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def first_slot(self) -> int | None:
-        """The slot of the weights of step 0, where 0 is one of the points: it holds nothing else until the last jump."""
+        """The slot of the weights of step 0, if 0 is one of the points; it holds nothing else until the last jump."""
         return next(c.slot for c in self.captures if c.step == 0) if 0.0 in self.points else None
 
     @property
@@ -262,9 +262,8 @@ def checked_jump_steps(jump_steps: Sequence[int]) -> tuple[int, ...]:
 def _checked_point(point: Any) -> Point | None:
     if isinstance(point, Integral) and not isinstance(point, bool) and point < 0:
         return int(point)
-    if isinstance(point, Real) and not isinstance(point, bool) and 0 <= point <= 1:
-        return float(point)
-    return None
+    fraction = float(point) if isinstance(point, Real) and not isinstance(point, bool) else -1.0
+    return fraction if 0 <= fraction <= 1 else None
 
 
 def _checked_sources(points: tuple[Point, ...], t: int) -> tuple[int, ...]:

@@ -12,7 +12,8 @@ from flax import nnx
 from . import _arguments
 from ._plan import LAST_STEP
 from ._snapshots import HOST_MEMORY, decode, encode, holds_differences, to_device
-from ._transform import Introspection, IntrospectState
+from ._step import Introspection
+from ._transform import IntrospectState
 
 Leaves = dict[str, Any]
 
@@ -44,8 +45,8 @@ def reschedule(
       optimizer: `nnx.update(optimizer.opt_state, nnx.state(state))`.
 
     Raises:
-      ValueError: The new jumps need weights that are neither in `opt_state` nor in `weights`, `opt_state` is not a state
-        of such an optimizer, `tx` has no `introspect` or several, `step` is missing, or `weights` are not like `params`.
+      ValueError: The new jumps need weights that are neither in `opt_state` nor in `weights`, `opt_state` is not that of
+        such an optimizer, `tx` has no `introspect` or several, `step` is missing, or `weights` are not like `params`.
 
     Examples:
       A run without jumps gets some after a hundred updates, from its first weights:
@@ -64,8 +65,8 @@ def reschedule(
 
       >>> reschedule(state, params, chain(200, 400))  # doctest: +NORMALIZE_WHITESPACE
       Traceback (most recent call last):
-      ValueError: after 100 updates the jumps at [200] need the weights of the steps [80], which opt_state does not hold:
-      give them as weights={step: params}, or leave these jumps out
+      ValueError: after 100 updates the jumps at [200] need the weights of the steps [80], which opt_state does not
+      hold: give them as weights={step: params}, or leave these jumps out
     """
     opt_state, params = nnx.as_pure(opt_state), nnx.as_pure(params)
     shapes, this = _initial(tx, params)
@@ -148,10 +149,10 @@ def _known(old: IntrospectState | None, params: Any) -> dict[int, Leaves]:
                 continue
             dtype = own[name].dtype
             first = firsts[name] if at and name in firsts and firsts[name].dtype == dtype else None
-            differs = first is not None and holds_differences(dtype, leaf.dtype)
-            # In the memory of the device, and unchanged where nothing has to be decoded.
             leaf = to_device(leaf)
-            known[at][name] = decode(leaf, dtype, to_device(first)) if differs else leaf
+            if first is not None and holds_differences(dtype, leaf.dtype):
+                leaf = decode(leaf, dtype, to_device(first))
+            known[at][name] = leaf
     return known
 
 
@@ -187,8 +188,8 @@ def _check_same_rest(opt_state: Any, shapes: Any) -> None:
         differ = [i for i, (a, b) in enumerate(zip(have, need, strict=False)) if a != b]
         i = differ[0] if differ else min(len(have), len(need))
         raise ValueError(
-            f"opt_state must be that of tx but for introspect; it has {len(have)} other arrays and tx {len(need)}, which "
-            f"differ from the {i + 1}th on: {have[i : i + 1] or 'none'} and {need[i : i + 1] or 'none'}"
+            f"opt_state must be that of tx but for introspect; it has {len(have)} other arrays and tx {len(need)}, "
+            f"which differ from the {i + 1}th on: {have[i : i + 1] or 'none'} and {need[i : i + 1] or 'none'}"
         )
 
 

@@ -68,7 +68,7 @@ def holds_differences(weight_dtype: Any, slot_dtype: Any) -> bool:
     The weights of step 0 themselves are kept in their own dtype. So a weight that has not moved is not moved, and the
     state alone tells what its slots hold.
     """
-    return jnp.dtype(weight_dtype) != jnp.dtype(slot_dtype)
+    return bool(jnp.dtype(weight_dtype) != jnp.dtype(slot_dtype))
 
 
 def empty_snapshot(weight: Any, dtype: Any) -> jax.Array:
@@ -124,4 +124,4 @@ def to_device(array: jax.Array) -> jax.Array:
 
 def _is_floating(dtype: Any) -> bool:
     # Types of 8 bits and less hold quantised weights, which are not moved by themselves.
-    return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.finfo(dtype).bits >= 16
+    return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.dtype(dtype).itemsize >= 2

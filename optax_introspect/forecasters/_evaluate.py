@@ -16,7 +16,7 @@ that the other two are tested against.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,9 @@ def written_out(layers: Sequence[Dense], inputs: Sequence[jax.Array]) -> jax.Arr
     dtype = units[0].dtype.type
     for kernel, bias, activation in layers:
         units = [
-            ACTIVATIONS[activation](sum((unit * dtype(k) for unit, k in zip(units, column, strict=True)), start=dtype(b)))
+            ACTIVATIONS[activation](
+                sum((unit * dtype(k) for unit, k in zip(units, column, strict=True)), start=dtype(b))
+            )
             for column, b in zip(kernel.T, bias, strict=True)
         ]
     (output,) = units
@@ -88,7 +90,7 @@ def broadcast(layers: Sequence[Dense], inputs: Sequence[jax.Array]) -> jax.Array
     """Evaluates dense layers with the units along a last axis, over which XLA fuses the sums."""
     dtype, ndim = inputs[0].dtype, inputs[0].ndim
 
-    def constant(array: np.ndarray) -> np.ndarray:
+    def constant(array: np.ndarray) -> Any:
         return array.astype(dtype).reshape((1,) * ndim + array.shape)
 
     first, *rest = layers

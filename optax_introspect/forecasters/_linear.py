@@ -30,8 +30,10 @@ class Linear:
         del key
         now, *before = weights
         # Differences keep what a sum of large terms would round off, and a weight that did not move is not moved.
-        terms = [np.asarray(c, now.dtype) * (w - now) for c, w in zip(self.coefficients[1:], before, strict=True)]
-        return sum(terms, start=now)
+        forecast = now
+        for c, w in zip(self.coefficients[1:], before, strict=True):
+            forecast = forecast + np.asarray(c, now.dtype) * (w - now)
+        return forecast
 
 
 def linear(coefficients: Sequence[float], points: Sequence[Point]) -> Linear:

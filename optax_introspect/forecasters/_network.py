@@ -141,13 +141,15 @@ class NetworkForecaster:
             output: jax.Array = module(x * scale)
             return output
 
-        return vmapped(forecast, weights) / scale
+        result: jax.Array = vmapped(forecast, weights) / scale
+        return result
 
     def _scaled(self, inputs: Sequence[jax.Array]) -> jax.Array:
         assert self._dense is not None
         scale = inputs[0].dtype.type
         output = evaluate_dense(self._dense, [x * scale(self.scale) for x in inputs])
-        return output * scale(1 / self.scale)
+        result: jax.Array = output * scale(1 / self.scale)
+        return result
 
 
 def network_forecaster(
@@ -196,7 +198,7 @@ def network_forecaster(
             raise ValueError(f"weights of module must be finite; {jax.tree_util.keystr(path)} is not")
     try:
         inputs = jax.ShapeDtypeStruct((len(points),), jnp.float32)
-        output = jax.eval_shape(lambda x: nnx.merge(graphdef, state)(x), inputs)  # type: ignore[operator]
+        output = jax.eval_shape(lambda x: nnx.merge(graphdef, state)(x), inputs)
     except Exception as error:
         raise ValueError(f"module must take {len(points)} inputs, one for each of {points}: {error}") from error
     if math.prod(output.shape) != 1:

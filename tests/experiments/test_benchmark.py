@@ -1,183 +1,136 @@
 import json
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from flax import nnx
 
 from experiments import benchmark as module
-from experiments.benchmark import benchmark, jump, layers, steps
-from experiments.benchmark.networks import FAMILIES, Family, mlp, transformer
-from experiments.benchmark.page import page
-from experiments.benchmark.rows import Row, interleaved, row
+from experiments.benchmark import Row, benchmark, interleaved, row, table
+from experiments.benchmark_networks import ConvNet, Mlp, Training, Transformer
+
+
+class Tiny(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(784, 10, use_bias=False, rngs=rngs)
+
+    def __call__(self, images):
+        return self.layer(images.reshape(len(images), -1))
+
+
+TINY = (Tiny, 2)
 
 
 def test_a_row_has_the_quartiles():
-    assert row("steps", "a step", "s", [5, 1, 4, 2, 3], note="quick") == Row(
-        "steps", "a step", "s", 2.0, 3.0, 4.0, note="quick"
-    )
-    assert row("state", "bytes", "B", 7).median == 7
+    assert row("a step", "s", [5, 1, 4, 2, 3]) == Row("a step", "s", 2.0, 3.0, 4.0)
 
 
 @pytest.mark.parametrize(
-    ("bounds", "met"),
+    ("others", "expected"),
     [
-        ({}, None),
-        ({"at_most": 3.0}, True),
-        ({"at_most": 2.9}, False),
-        ({"at_least": 3}, True),
-        ({"at_least": 4}, False),
+        ({}, "|  |  |"),
+        ({"at_most": 3.0}, "| ≤ 3 x, met |  |"),
+        ({"at_most": 2.9}, "| ≤ 2.9 x, **not met** |  |"),
+        ({"at_most": 2.9, "judged": False}, "| ≤ 2.9 x, not judged |  |"),
     ],
 )
-def test_the_median_keeps_its_bound_or_not(bounds, met):
-    assert row("steps", "a step", "s", [1, 3, 5], **bounds).met is met
+def test_a_bound_is_met_or_not(others, expected):
+    assert module._line(row("a step", "x", [1, 3, 5], **others)).endswith(expected)
 
 
-def test_functions_are_timed_in_turn_and_the_first_round_is_left_out():
+def test_functions_are_called_in_turn_in_all_orders():
     calls = []
-    seconds = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repetitions=3)
-    assert calls == ["a", "b"] * 4
-    assert {name: taken.shape for name, taken in seconds.items()} == {"a": (3,), "b": (3,)}
-    assert all(np.all(taken >= 0) for taken in seconds.values())
+    functions = {name: lambda name=name: calls.append(name) for name in "abc"}
+    seconds = interleaved(functions, repetitions=5)
+    turns = ["".join(calls[i : i + 3]) for i in range(0, 18, 3)]
+    assert sorted(turns) == ["abc", "acb", "bac", "bca", "cab", "cba"]
+    assert {name: taken.shape for name, taken in seconds.items()} == dict.fromkeys("abc", (5,))
 
 
-def test_an_array_is_replaced_in_its_own_buffer():
-    ones = jnp.ones(3)
-    run = jump._in_place(lambda now, before: now + before, jnp.zeros(3), [ones])
-    run()
-    np.testing.assert_array_equal(run(), [2, 2, 2])
+@pytest.mark.parametrize(("make", "arrays"), [(Mlp, 8), (ConvNet, 10), (Transformer, 167)])
+def test_networks_have_about_as_many_weights_as_asked(make, arrays):
+    params = jax.tree.leaves(jax.eval_shape(lambda: nnx.state(make(1e6, rngs=nnx.Rngs(0)), nnx.Param)))
+    assert len(params) == arrays
+    assert 0.8e6 < sum(param.size for param in params) < 1.2e6
+    training = Training(partial(make, 1e4), 2)
+    assert jax.eval_shape(training.loss, training.params, *training.batch).shape == ()
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_networks_have_about_as_many_weights_as_asked(family):
-    for weights in (1e6, 10e6):
-        task = family.task(weights)
-        size = sum(leaf.size for leaf in jax.tree.leaves(task.params))
-        assert 0.8 * weights < size < 1.2 * weights
-        loss, accuracy = task._losses(task.params, *task.batch(0))
-        assert loss.shape == accuracy.shape == (family.batches[weights],)
+def test_several_steps_in_one_call_are_those_steps():
+    training = Training(*TINY)
+    once, twice = (training.run(module.base(), training.jit(module.base(), steps)) for steps in (1, 2))
+    # Each has made one call to warm up.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), once(3), twice(1))
 
 
-def test_the_transformer_has_16_arrays_a_block():
-    counts = [
-        len(jax.tree.leaves(Family("", lambda w, b=b: transformer(w, b), {1e5: 1}).task(1e5).params)) for b in (1, 3)
-    ]
-    assert counts == [16 + 7, 48 + 7]
+def test_idle_steps_have_two_conditionals_and_no_temporaries():
+    times, programs = module.idle(2, [TINY]).values()
+    assert [r.what.split(": ")[1:] for r in times] == [[], ["the base optimizer against itself"]]
+    assert all(0 < r.low <= r.median <= r.high for r in times)
+    temporaries, conditionals = programs
+    assert temporaries.median <= temporaries.at_most == 1
+    assert conditionals.median == conditionals.at_most == 2
 
 
-def test_idle_steps_are_measured_with_their_temporaries():
-    time, memory, *controls = steps.idle_step(Family("MLP", mlp, {1e4: 4}), 1e4, "Adam", repetitions=2)
-    assert [(r.section, r.unit) for r in controls] == [(steps.CONTROLS, "x")] * 3
-    assert (time.unit, time.at_most, memory.unit, memory.at_most) == ("x", 1.01, "MB", 1.0)
-    assert 0 < time.low <= time.median <= time.high
-    assert time.place["arrays"] == 8
+def test_a_jump_is_measured_beside_other_ways():
+    (rows,) = module.jump(2, [20_000]).values()
+    found = {r.what.removesuffix(", 0.02 M weights"): r.median for r in rows}
+    assert all(value for name, value in found.items() if name != "PyTorch")
+    assert set(found) >= {"jump, arrays of 50 000 weights", "NumPy", "PyTorch", "reading four arrays and writing one"}
 
 
-def test_several_idle_steps_are_measured_in_one_call():
-    found = steps.scanned_step(Family("MLP", mlp, {1e4: 4}), 1e4, "Adam", repetitions=2)
-    assert found.what == "Adam, MLP, 0.0 M weights in 8 arrays"
-    assert found.note.startswith("10 steps a call, ")
-    assert 0 < found.low <= found.median <= found.high
+def test_the_other_ways_forecast_the_same():
+    vmapped, *others = (
+        np.asarray(way()) for name, way in module._other_ways(1000).items() if way and "four" not in name
+    )
+    assert others
+    for other in others:
+        np.testing.assert_allclose(other, vmapped, atol=1e-6)
 
 
-def test_a_call_makes_several_steps():
-    task, tx = Family("MLP", mlp, {1e4: 4}).task(1e4), optax.sgd(1e-3)
-    call = steps._scan(task, tx)
-    first = [call(), call()][-1]
-    params, state = jax.tree.map(jnp.copy, task.params), tx.init(task.params)
-    for _ in range(2 * steps.STEPS_A_CALL):
-        params, state = task.step_function(tx)(params, state, 0)
-    np.testing.assert_allclose(first, jax.tree.leaves(params)[0], rtol=1e-5)
+@pytest.mark.parametrize(
+    ("measure", "rows"),
+    [
+        (lambda: module.compilation(1, TINY), 3),
+        (lambda: module.host(1, Tiny, calls=2), 4),
+        (lambda: module.outer(1, [TINY], steps=20), 2),
+    ],
+)
+def test_the_rest_is_measured(measure, rows):
+    (found,) = measure().values()
+    assert len(found) == rows
+    assert all(np.isfinite(r.median) for r in found)
 
 
-def test_a_jump_is_measured_against_all_others():
-    found = {r.what: r for r in jump.jump(70_000, repetitions=2)}
-    for name in (jump.JUMP, jump.VMAP, jump.NUMPY, jump.STREAM, jump.MULTIPLY_ADD):
-        assert found[f"{name}, 0.07 M weights"].median > 0
-    assert found["jump, 0.07 M weights"].at_most == 6
-    assert found[f"{jump.VMAP} against jump, 0.07 M weights"].at_least == 15
-
-
-def test_trees_of_other_shapes_are_measured_as_well():
-    found = {r.what: r for r in jump.other_trees(200_000, repetitions=2)}
-    assert len(found) == 3 * len(jump.OTHER_TREES)
-    assert found["jump, 0.2 M weights, 100 columns"].median > 0
-    assert all(r.median >= 0 and r.at_most for r in found.values())
-
-
-def test_the_other_forms_compute_the_same():
-    forms = jump._other_forms(1000)
-    jump._points.cache_clear()
-    results = [np.asarray(form()) for form in forms.values()]
-    assert len(results) >= 2
-    for result in results[1:]:
-        np.testing.assert_allclose(result, results[0], atol=1e-6)
-
-
-def test_states_are_as_planned():
-    found = steps.states(1)
-    assert len(found) == len(steps.SCHEDULES)
-    assert all(r.median < 1 for r in found)
-    assert found[0].what.startswith("MNIST_1, jumps at 3000, 4000, 5000")
-    assert found[0].median == 6 / 12
-
-
-def test_an_update_is_lowered_without_arrays():
-    params = [jax.ShapeDtypeStruct((1 << 20, 1 << 15), jnp.bfloat16)]
-    state = jax.eval_shape(optax.sgd(0.1).init, params)
-    assert "1048576x32768xbf16" in steps.lower_update(optax.sgd(0.1), params, state).as_text()
-
-
-@pytest.mark.parametrize("case", layers.CASES, ids=lambda case: case.name)
-def test_both_forms_of_a_layer_compute_the_same(case):
-    small = tuple((2, *shape[1:]) if i == 0 else shape for i, shape in enumerate(case.shapes))
-    random = np.random.default_rng(0)
-    operands = [np.float32(random.normal(size=shape)) for shape in small]
-    found, expected = (jax.tree.leaves(layers.there_and_back(form)(*operands)) for form in (case.ours, case.other))
-    assert len(found) == 1 + len(small)
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
-    measured = layers.measured(case._replace(shapes=small), 2)
-    assert 0 < measured.low <= measured.median <= measured.high
-
-
-def test_batch_norms_are_measured_against_a_network_without(monkeypatch):
-    monkeypatch.setattr(layers, "_BATCH", 4)
-    measured = layers.batch_norms(2)
-    assert measured.median > 0
-    assert measured.note.endswith(" ms")
-
-
-def test_results_are_written_as_they_come(tmp_path, monkeypatch):
-    def one(repetitions):
-        place = {"family": "MLP", "optimizer": "Adam", "weights": 10, "arrays": 2}
-        return [Row("idle step", "Adam", "x", 0.99, 1.0, 1.01, at_most=1.01, note=f"{repetitions} times", place=place)]
-
+def test_tables_are_written_as_they_come_and_others_stay(tmp_path, monkeypatch):
     def fails(repetitions):
         raise RuntimeError("no more")
 
-    monkeypatch.setattr(module, "SECTIONS", {"idle-steps": one, "jumps": fails})
+    idle = {"Idle step": [row("MLP", "x", [1.0, 1.01], at_most=1.01), row("MLP: itself", "x", [1.0, 1.0])]}
+    jump = {
+        "A jump": [row("jump", "ns a weight", 5.0), Row("PyTorch", "ns a weight", None, None, None, note="missing")]
+    }
+    monkeypatch.setattr(module, "SECTIONS", {"idle": (lambda _: idle, 1), "jump": (fails, 1)})
     with pytest.raises(RuntimeError, match="no more"):
-        benchmark(output=tmp_path, repetitions=7, sections=("idle-steps", "jumps"))
-    monkeypatch.setattr(module, "SECTIONS", {"idle-steps": fails, "jumps": lambda _: [row("state", "bytes", "B", 3)]})
-    benchmark(output=tmp_path, repetitions=7, sections=("jumps",))
-    written = json.loads((tmp_path / "benchmark" / "benchmark.json").read_text())
-    assert Row(**written["idle-steps"][0]) == one(7)[0]
-    text = (tmp_path / "benchmark.md").read_text()
-    assert "`python -m experiments benchmark --repetitions 7" in text
-    assert "| Adam | 1 x | 0.99 to 1.01 | ≤ 1.01 x, met | 7 times |" in text
-    assert "| bytes | 3 B |  |  |  |" in text
-    assert (tmp_path / "benchmark" / "idle-step.png").stat().st_size > 1000
-
-
-def test_a_bound_that_is_not_met_is_said_so(tmp_path):
-    assert "≥ 15 x, **not met**" in page([row("state", "slow", "x", 3, at_least=15.0)], tmp_path, "benchmark")
+        benchmark(output=tmp_path, repetitions=7)
+    monkeypatch.setattr(module, "SECTIONS", {"idle": (fails, 1), "jump": (lambda _: jump, 0.5)})
+    benchmark(output=tmp_path, repetitions=7, only=("jump",))
+    measured = json.loads((tmp_path / "benchmark.json").read_text())
+    assert {name: section["repetitions"] for name, section in measured.items()} == {"idle": 7, "jump": 4}
+    page = (tmp_path / "benchmark.md").read_text()
+    assert table(measured) in page
+    assert "| MLP | 1 x | 1 to 1.01 | ≤ 1.01 x, met |  |" in page
+    assert "| PyTorch | | | | missing |" in page
+    assert (tmp_path / "benchmark.png").stat().st_size > 1000
+    (tmp_path / "benchmark.md").write_text("nothing marked")
+    with pytest.raises(ValueError, match=r"benchmark.md must have <!-- table: benchmark -->"):
+        benchmark(output=tmp_path, only=("jump",))
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown sections \['speed'\]; known are \['idle-steps'"):
-        benchmark(output=tmp_path, sections=("speed",))
+    with pytest.raises(ValueError, match="only must be of idle, jump, compilation, host, outer; got speed"):
+        benchmark(output=tmp_path, only=("speed",))
     with pytest.raises(ValueError, match="repetitions must be a positive integer; got 0"):
         benchmark(output=tmp_path, repetitions=0)
     assert not list(tmp_path.iterdir())

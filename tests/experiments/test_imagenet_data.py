@@ -281,5 +281,5 @@ class TestTfds:
 
     def test_too_few_images(self, tmp_path, prepared, monkeypatch):
         monkeypatch.setattr(imagenet, "SIZES", {"train": 1_281_167})
-        with pytest.raises(ValueError, match="must have all 1281167 images of imagenet2012; .* has 6 in train"):
+        with pytest.raises(ValueError, match=r"must have all 1281167 images of imagenet2012; .* has 6 in train"):
             open_split(tmp_path, "train")

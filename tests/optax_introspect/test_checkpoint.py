@@ -141,23 +141,27 @@ def test_the_default_moves_no_weight_that_has_not_moved():
     np.testing.assert_array_equal(pretrained()(*[weights] * 4, key=jax.random.key(0)), weights)
 
 
+def forecast(w):
+    return pretrained("mnist-n0")(w, 0.7 * w, 0.4 * w, 0 * w, key=jax.random.key(0))
+
+
 class Model(nnx.Module):
-    def __init__(self, forecast):
+    def __init__(self):
         self.w = nnx.Param(forecast(jnp.ones(3)))
 
 
-@pytest.mark.parametrize("trace", [jax.jit, jax.eval_shape, nnx.jit, nnx.eval_shape, jax.vmap])
-def test_the_first_use_may_be_inside_of_a_transformation(trace):
-    def forecast(w):
-        return pretrained("mnist-n0")(w, 0.7 * w, 0.4 * w, 0 * w, key=jax.random.key(0))
-
+@pytest.mark.parametrize(
+    "first_use",
+    [
+        lambda: jax.jit(forecast)(jnp.ones(3)),
+        lambda: jax.vmap(forecast)(jnp.ones((2, 3))),
+        lambda: nnx.jit(Model)(),
+        lambda: nnx.eval_shape(Model),
+    ],
+)
+def test_the_first_use_may_be_inside_of_a_transformation(first_use):
     pretrained.cache_clear()
-    if trace in (nnx.jit, nnx.eval_shape):
-        trace(lambda: Model(forecast))() if trace is nnx.jit else trace(lambda: Model(forecast))
-    elif trace is jax.eval_shape:
-        jax.eval_shape(forecast, jnp.ones(3))
-    else:
-        trace(forecast)(jnp.ones(3))
+    first_use()
     assert_same(pretrained("mnist-n0"), load(SHIPPED / "mnist-n0"))
     assert np.all(np.asarray(forecast(jnp.ones(3))) > 1)
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -202,47 +201,51 @@ def test_other_files_in_a_history_are_left_alone(whole, tmp_path, name):
 
 # Kills.
 
-KILLED_AT_CHANGE = """
-import os, signal, sys
-folder, left, work = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-def hook(event, args):
-    global left
-    changes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir") or (
-        event == "open" and set(str(args[1] or "")) & set("wax+"))
-    if changes and folder in str(args[0]):
-        left -= 1
-        if left < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+# Does the work several times over, in a copy of this process that is killed right before one of its changes to files.
+KILLING = """
+import os, shutil, signal, sys
 from tests.optax_introspect import test_damage
-sys.addaudithook(hook)
-getattr(test_damage, work)(folder)
+
+folder, work, *changes = sys.argv[1:]
+for left in map(int, changes):
+    if not (pid := os.fork()):
+        def hook(event, args):
+            global left
+            writes = event == "open" and set(str(args[1] or "")) & set("wax+")
+            if (writes or event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir")) and folder in str(args[0]):
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(hook)
+        getattr(test_damage, work)(folder)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, "it ended before it was killed"
+    shutil.copytree(folder, f"{folder}-{left}")
 """
 
 
-def killed(folder, change, work):
-    """Does work in another process, which is killed right before one of its changes to files."""
-    arguments = [sys.executable, "-c", KILLED_AT_CHANGE, str(folder), str(change), work]
+def kill(folder, work, *changes):
+    """Returns what each kill left of work that goes on after it."""
+    arguments = [sys.executable, "-c", KILLING, folder, work, *changes]
     root = Path(__file__).parents[2]
-    done = subprocess.run(arguments, cwd=root, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = subprocess.run(list(map(str, arguments)), cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return [folder.with_name(f"{folder.name}-{change}") for change in changes]
 
 
 def test_a_recording_that_is_killed_leaves_whole_steps(whole, tmp_path):
-    folder = tmp_path / "history"
-    expected = read_all(whole / "history")
-    for change, history in ((2, False), (12, True), (7, True)):
-        killed(folder, change, "record_all")
-        assert (folder / "history.json").exists() == history
-        found = read_all(folder) if history else {}
-        assert found == {step: expected[step] for step in list(expected)[: len(found)]}
-        assert len(found) < len(expected)
+    expected, folder = read_all(whole / "history"), tmp_path / "history"
+    early, *left = kill(folder, "record_all", 2, 12, 7)
+    assert [file.name for file in early.iterdir()] == ["unfinished"]
+    for copy, count in zip(left, (4, 7), strict=True):
+        assert read_all(copy) == {step: expected[step] for step in list(expected)[:count]}
     record_all(folder)
     assert read_all(folder) == expected
     assert {file.name for file in folder.iterdir()} == {file.name for file in (whole / "history").iterdir()}
 
 
 def test_a_fit_that_is_killed_goes_on_bit_for_bit(whole, tmp_path):
-    folder = tmp_path / "fit"
-    for change in (9, 30, 13):
-        killed(folder, change, "fit_all")
-    assert weights_of(fit_all(folder)) == weights_of(fit_all(whole / "fit"))
+    folder, expected = tmp_path / "fit", weights_of(fit_all(whole / "fit"))
+    for copy in kill(folder, "fit_all", 9, 30, 13):
+        assert not (copy / "100").exists()
+    assert weights_of(fit_all(folder)) == expected

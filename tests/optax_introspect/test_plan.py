@@ -100,7 +100,7 @@ def test_needed():
     assert set(schedule.needed(3000)) == {0, 1200, 1600, 2100, 2800}
     assert set(schedule.needed(3001)) == {0, 1600, 2800}
     assert schedule.needed(4001) == {}
-    assert all(dict((c.step, c.slot) for c in schedule.captures)[s] == slot for s, slot in schedule.needed(2500).items())
+    assert all({c.step: c.slot for c in schedule.captures}[s] == slot for s, slot in schedule.needed(2500).items())
 
 
 @pytest.mark.parametrize("snapshot_dtype", [None, jnp.bfloat16])

@@ -120,7 +120,7 @@ def test_wide_weights_are_forecast_in_their_own_precision(dtype):
         check((10, 20), pretrained(), network(pretrained().module), dtype)
         steps = [jnp.asarray(np.array([1 + 1e-9 * n]).astype(dtype)) for n in range(12)]
         new, _ = run(introspect((10,)), steps, [jnp.zeros_like(steps[0])] * 12)
-    assert 1e-9 < new[10].real < 3e-8  # in float32 it was forecast to go back
+    assert 1e-9 < np.real(np.asarray(new[10])) < 3e-8  # in float32 it was forecast to go back
 
 
 @pytest.mark.parametrize("snapshot_dtype", [None, jnp.bfloat16])
@@ -223,7 +223,7 @@ def test_other_leaves_are_left_alone(leaf, update):
     tx = introspect((10,), TWO_POINT)
     state = tx.init({"w": jnp.zeros(2), "other": jnp.asarray(leaf)})
     for n in range(12):
-        new, state = tx.update({"w": jnp.ones(2), "other": update}, state, {"w": jnp.full(2, n), "other": leaf})
+        new, state = tx.update({"w": jnp.ones(2), "other": update}, state, {"w": jnp.full(2, float(n)), "other": leaf})
         np.testing.assert_allclose(new["w"], 1.0 if n != 10 else 4.0, rtol=1e-6)
         assert new["other"] is update or (leaf.size == 0) or np.array_equal(new["other"], update)
     assert (state.jumps_taken, state.jumps_refused) == (1, 0)
@@ -241,12 +241,13 @@ def test_updates_keep_their_dtype(dtype):
 
 
 @pytest.mark.parametrize(
-    "options", [("jax_numpy_rank_promotion", "raise"), ("jax_numpy_dtype_promotion", "strict"), ("jax_debug_nans", True)]
+    "options",
+    [("jax_numpy_rank_promotion", "raise"), ("jax_numpy_dtype_promotion", "strict"), ("jax_debug_nans", True)],
 )
 @pytest.mark.parametrize("forecaster", [pretrained("mnist-n0"), pretrained(), nesterov(5), gaussian_noise(0.1, 0)])
 def test_strict_modes_of_jax(options, forecaster):
     name, value = options
-    before = jax.config.read(name)
+    before = getattr(jax.config, name)
     jax.config.update(name, value)
     try:
         tx = introspect(range(4, 12, 5), forecaster, snapshot_dtype=jnp.bfloat16)
@@ -279,10 +280,14 @@ def test_state():
         (lambda: introspect((10,), snapshot_dtype=jnp.int32), ValueError, "snapshot_dtype must be None or a floating"),
         (lambda: introspect((10,), snapshot_dtype="float7"), ValueError, "got 'float7'"),
         (lambda: introspect((10,), snapshot_dtype=jnp.float8_e4m3fn), ValueError, "at least 16 bits"),
-        (lambda: introspect((10,), memory_kind="disk"), ValueError, 'must be "pinned_host" or None; got \'disk\''),
+        (lambda: introspect((10,), memory_kind="disk"), ValueError, "must be \"pinned_host\" or None; got 'disk'"),
         (lambda: introspect((10,), "mnist-n0"), TypeError, "forecaster must be callable"),
         (lambda: introspect((10,), lambda w: w), TypeError, "and have points"),
-        (lambda: introspect((19, 39, 60), nesterov(20)), ValueError, r"jump_steps=range\(19, total, 20\); got \(19, 39"),
+        (
+            lambda: introspect((19, 39, 60), nesterov(20)),
+            ValueError,
+            r"jump_steps=range\(19, total, 20\); got \(19, 39",
+        ),
         (lambda: introspect(range(20, 100, 20), lookahead(20)), ValueError, r"range\(19, total, 20\)"),
         (lambda: introspect(range(39, 100, 20), heavy_ball(20, 1, 0.5)), ValueError, r"range\(19, total, 20\)"),
         (lambda: introspect(range(0, 100, 20), nesterov(20)), ValueError, "got 0"),
@@ -304,7 +309,10 @@ class Model:
     ("params", "message"),
     [
         (None, "introspect needs params"),
-        ({"w": jnp.ones(3), "b": jnp.ones(2)}, r"at w the snapshots hold float32\[2\], and these params need float32\[3\]"),
+        (
+            {"w": jnp.ones(3), "b": jnp.ones(2)},
+            r"at w the snapshots hold float32\[2\], and these params need float32\[3\]",
+        ),
         ({"w": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(2)}, r"at w the snapshots hold float32\[2\]"),
         ({"w": jnp.ones(2)}, r"at b the snapshots hold float32\[2\], and these params need nothing"),
         ({"w": jnp.ones(2), "b": Model()}, "leaf b is <a model>. With Equinox, pass eqx.filter"),
@@ -322,5 +330,5 @@ def test_other_states_are_named():
     tx, params = introspect((10, 20)), jnp.ones(2)
     with pytest.raises(ValueError, match=r"state must be an IntrospectState; got dict\. A checkpoint restored without"):
         tx.update(params, dict(tx.init(params)._asdict()), params)
-    with pytest.raises(ValueError, match="the state has 3 slots, and the jumps need 5: it was made for other jumps"):
+    with pytest.raises(ValueError, match="the state has 3 slots, and the jumps need 4: it was made for other jumps"):
         tx.update(params, introspect((10,)).init(params), params)

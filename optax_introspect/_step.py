@@ -1,0 +1,205 @@
+"""One step of `introspect`, on the leaves that are forecast."""
+
+import dataclasses
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ._inplace import write_if
+from ._plan import Plan
+from ._snapshots import compute_dtype, decode, dtype_of_snapshot, encode, holds_differences, to_device, to_host
+from .forecasters._base import Forecaster
+
+Arrays = list[jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # told apart by identity, as a static argument of jit
+class Introspection:
+    """What is known of an `introspect` before training.
+
+    Attributes:
+      plan: The plan.
+      forecaster: The forecaster.
+      snapshot_dtype: Dtype of snapshots of real weights; None for that of the weights.
+      slots_on_host: The slots in the memory of the host.
+    """
+
+    plan: Plan
+    forecaster: Forecaster
+    snapshot_dtype: Any
+    slots_on_host: range
+
+    @cached_property
+    def jump_steps(self) -> np.ndarray:
+        """int32 [jumps], the steps of the jumps."""
+        return np.array(self.plan.jump_steps, np.int32)
+
+    @cached_property
+    def jump_sources(self) -> np.ndarray:
+        """int32 [jumps, points - 1], the step of each point but the first."""
+        return np.array([jump.sources[1:] for jump in self.plan.jumps], np.int32)
+
+    @cached_property
+    def jump_slots(self) -> np.ndarray:
+        """int32 [jumps, points - 1], the slot of each point but the first."""
+        return np.array([jump.slots for jump in self.plan.jumps], np.int32)
+
+    def capture_steps(self, slot: int) -> np.ndarray:
+        """Returns int32 [captures], the steps whose weights are kept in a slot."""
+        return np.array([c.step for c in self.plan.captures if c.slot == slot], np.int32)
+
+    def slot_dtype(self, slot: int, weight: Any) -> Any:
+        """Returns the dtype in which a slot keeps an array of weights; None if the array is not forecast."""
+        dtype = None if slot == self.plan.first_slot else self.snapshot_dtype
+        return dtype_of_snapshot(jnp.result_type(weight), dtype)
+
+    def placed(self, slot: int, array: jax.Array) -> jax.Array:
+        """Returns an array in the memory of a slot."""
+        return to_host(array) if slot in self.slots_on_host else array
+
+    def on_device(self, slot: int, array: jax.Array) -> jax.Array:
+        """Returns an array of a slot in the memory of the device."""
+        return to_device(array) if slot in self.slots_on_host else array
+
+    def first_of(self, slot: int, weight: jax.Array, kept: list[jax.Array]) -> jax.Array | None:
+        """Returns the weights of step 0, if a slot holds differences to them.
+
+        Args:
+          slot: The slot.
+          weight: An array of weights.
+          kept: What each slot holds of it.
+        """
+        first = self.plan.first_slot
+        if first in (None, slot) or not holds_differences(weight.dtype, kept[slot].dtype):
+            return None
+        return self.on_device(first, kept[first])
+
+
+@partial(jax.jit, static_argnums=0)  # compiled once also where `update` is called outside of jit
+def advance(
+    this: Introspection, updates: Arrays, weights: Arrays, slots: list[Arrays], slot_steps: jax.Array, n: jax.Array
+) -> tuple[Arrays, list[Arrays], jax.Array, jax.Array, jax.Array]:
+    """Makes step `n`.
+
+    Nearly all steps are idle: nothing is captured, and there is no jump. All that happens in the others stands in one
+    conditional. It leaves the displacement of a jump in the last slot, so that adding it to the updates is fused into
+    what follows. A second conditional tells whether it can be added.
+
+    Args:
+      this: What is known before training.
+      updates: The updates of the transformations before.
+      weights: The weights, `w_n`.
+      slots: What each slot holds of each array.
+      slot_steps: int32 [num_slots], the step of what each slot holds.
+      n: int32, number of updates made.
+
+    Returns:
+      The updates, the slots, the steps of what they hold, and whether a jump was taken, and refused, as int32.
+    """
+    events = np.union1d(this.jump_steps, [capture.step for capture in this.plan.captures]).astype(np.int32)
+    is_event, is_jump = jnp.any(n == events), jnp.any(n == this.jump_steps)
+    # A state that was restored may have its snapshots in another memory than `init` put them.
+    slots = [[this.placed(slot, array) for array in arrays] for slot, arrays in enumerate(slots)]
+
+    def event(
+        carry: tuple[list[Arrays], jax.Array, jax.Array], weights: Arrays, n: jax.Array
+    ) -> tuple[list[Arrays], jax.Array, jax.Array]:
+        slots, slot_steps, _ = carry
+        slots, slot_steps = _capture(this, slots, slot_steps, weights, n)
+        jump = jnp.argmax(n == this.jump_steps)
+        found = slot_steps[jnp.asarray(this.jump_slots)[jump]] == jnp.asarray(this.jump_sources)[jump]
+        ready = jnp.any(n == this.jump_steps) & jnp.all(found)
+        slots[-1] = write_if(ready, partial(_displacements, this), slots[-1], slots[:-1], weights, n)
+        return slots, slot_steps.at[-1].set(jnp.where(ready, -1, slot_steps[-1])), ready
+
+    slots, slot_steps, ready = write_if(is_event, event, (slots, slot_steps, jnp.zeros([], bool)), weights, n)
+    dtypes = [update.dtype for update in updates]
+    taken = write_if(ready, lambda _, d, w: _all_finite(d, w, dtypes), jnp.zeros([], bool), slots[-1], weights)
+    updates = [jnp.where(taken, u + d.astype(u.dtype), u) for u, d in zip(updates, slots[-1], strict=True)]
+    return updates, slots, slot_steps, taken.astype(jnp.int32), (is_jump & ~taken).astype(jnp.int32)
+
+
+def _capture(
+    this: Introspection, slots: list[Arrays], slot_steps: jax.Array, weights: Arrays, n: jax.Array
+) -> tuple[list[Arrays], jax.Array]:
+    """Keeps the weights in the slot of step `n`, if it is a step to keep."""
+    slots = list(slots)
+    for slot in range(this.plan.num_slots):
+        is_now = jnp.any(n == this.capture_steps(slot))
+
+        def write(old: Arrays, weights: Arrays, firsts: list[Any], slot: int = slot) -> Arrays:
+            triples = zip(old, weights, firsts, strict=True)
+            return [this.placed(slot, encode(weight, o.dtype, first)) for o, weight, first in triples]
+
+        firsts = [this.first_of(slot, w, [arrays[i] for arrays in slots]) for i, w in enumerate(weights)]
+        if this.capture_steps(slot).size:
+            slots[slot] = write_if(is_now, write, slots[slot], weights, firsts)
+        slot_steps = slot_steps.at[slot].set(jnp.where(is_now, n, slot_steps[slot]))
+    return slots, slot_steps
+
+
+def _displacements(this: Introspection, last: Arrays, others: list[Arrays], weights: Arrays, n: jax.Array) -> Arrays:
+    """Returns the forecasts less the weights, for the jump at step `n`, in place of what the last slot holds."""
+    slot_of_point = jnp.asarray(this.jump_slots)[jnp.argmax(n == this.jump_steps)]
+    key = jax.random.fold_in(jax.random.key(0), n)
+
+    # Traced once for all arrays of one shape and dtype.
+    @jax.jit
+    def displacement(
+        last: jax.Array, others: list[jax.Array], weight: jax.Array, slot_of_point: jax.Array, key: jax.Array
+    ) -> jax.Array:
+        kept = [*others, last]
+
+        def weights_in(slot: int) -> jax.Array:
+            return decode(this.on_device(slot, kept[slot]), weight.dtype, this.first_of(slot, weight, kept))
+
+        points = [weight.astype(compute_dtype(weight.dtype))]
+        for j in range(len(this.plan.points) - 1):
+            # One program serves all jumps: it picks the slot by number, among those that this point is ever in.
+            first, *rest = np.unique(this.jump_slots[:, j]).tolist()
+            point = weights_in(first)
+            for slot in rest:
+                point = jnp.where(slot_of_point[j] == slot, weights_in(slot), point)
+            points.append(point)
+        forecast = _forecast(this.forecaster, points, key).astype(weight.dtype)
+        return (forecast.astype(points[0].dtype) - points[0]).astype(last.dtype)
+
+    # Each in a branch of its own, always taken: arrays of one shape would otherwise share the constants of a network,
+    # and XLA would write these down for every weight.
+    return [
+        write_if(n >= 0, displacement, last[i], [slot[i] for slot in others], weight, slot_of_point, fold)
+        for i, weight in enumerate(weights)
+        for fold in [jax.random.fold_in(key, i)]
+    ]
+
+
+def _forecast(forecaster: Forecaster, points: Arrays, key: jax.Array) -> jax.Array:
+    """Forecasts one array, a complex one as two reals."""
+    if not jnp.iscomplexobj(points[0]):
+        return forecaster(*points, key=key)
+    real, imag = jax.random.split(key)
+    parts = forecaster(*(p.real for p in points), key=real), forecaster(*(p.imag for p in points), key=imag)
+    return lax.complex(*parts)
+
+
+def _all_finite(displacements: Arrays, weights: Arrays, dtypes: list[Any]) -> jax.Array:
+    """Returns whether the weights that a jump leads to are finite everywhere.
+
+    Args:
+      displacements: The displacements.
+      weights: The weights.
+      dtypes: Dtypes of the updates, which the displacements are added to: one that is not finite there makes the weight
+        so, too.
+    """
+    finite: list[Any] = [True]
+    for d, w, dtype in zip(displacements, weights, dtypes, strict=True):
+        wide = compute_dtype(w.dtype)
+        moved = (w.astype(wide) + d.astype(dtype).astype(wide)).astype(w.dtype)
+        # The largest magnitude is finite only if all are: one number an array, where `isfinite` would write a mask.
+        parts = (moved.real, moved.imag) if jnp.iscomplexobj(moved) else (moved,)
+        finite += [jnp.isfinite(jnp.max(jnp.abs(part), initial=0)) for part in parts]
+    return jnp.all(jnp.array(finite))
