@@ -1,7 +1,7 @@
 """How Sphinx builds the documentation: `python -m sphinx -W --keep-going -b html -c docs . build/documentation`.
 
-The sources are those of the whole repository, so that links from the guide to results, examples and model cards, and
-from there to their figures, lead to the same places in the repository and on the site.
+The sources are those of the whole repository, so that links between the guide, results, examples and model cards lead
+to the same places in the repository and on the site.
 """
 
 import sys
@@ -11,13 +11,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 project = "optax_introspect"
 root_doc = "docs/index"
-include_patterns = ["docs/**", "results/*.md", "results/*/*.md", "checkpoints/*/README.md"]
+include_patterns = ["docs/**", "results/*.md", "checkpoints/*/README.md"]
 exclude_patterns = [".*", "build", "examples", "experiments", "optax_introspect", "runs", "shared", "tests"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
 
 # Names of this package must be found; others are not looked for, as that would need a network.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!optax_introspect\.).*"), ("py:class", r"optax_introspect\.recalibrate\.Model")]
+nitpick_ignore_regex = [("py:.*", r"(?!optax_introspect\.).*"), ("py:class", r"optax_introspect\._recalibrate\.Model")]
 
 # Docstrings write code between single backticks.
 default_role = "code"
@@ -41,6 +41,6 @@ html_title = "optax_introspect"
 html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
-# What is built lies as the sources do; whoever opens the top folder is led to the first page.
+# What is built lies as the sources do; this leads from the top folder to the first page.
 templates_path = ["templates"]
 html_additional_pages = {"index": "to_first_page.html"}

@@ -108,6 +108,7 @@ CASES: tuple[Case, ...] = (
     (partial(Transformer, 1e6), 8),
     (partial(Transformer, 10e6), 4),
 )
+SMALL = partial(Mlp, 1e4, 6)  # 14 arrays
 
 
 def idle(repetitions: int, cases: Sequence[Case] = CASES) -> Section:
@@ -143,8 +144,8 @@ def jump(repetitions: int, sizes: Sequence[int] = (1_000_000, 10_000_000)) -> Se
     rows = []
     for weights in sizes:
         ways = {
-            "jump, arrays of 1 M weights and more": _jump(weights, 2_500_000),
-            "jump, arrays of 50 000 weights": _jump(weights, 50_000),
+            "jump, arrays of at most 2 500 000 weights": _jump(weights, 2_500_000),
+            "jump, arrays of at most 50 000 weights": _jump(weights, 50_000),
             **_other_ways(weights),
         }
         seconds = interleaved({name: way for name, way in ways.items() if way}, repetitions)
@@ -258,7 +259,7 @@ def compilation(repetitions: int, case: Case = CASES[-1]) -> Section:
     return {"Compilation of a step": rows}
 
 
-def host(repetitions: int, make: Callable[..., nnx.Module] = partial(Mlp, 1e4, 6), calls: int = 100) -> Section:
+def host(repetitions: int, make: Callable[..., nnx.Module] = SMALL, calls: int = 100) -> Section:
     """Measures calls whose computation is next to nothing: what is left is to hand arrays over, in Python."""
     scanned = f"plain trees, {STEPS_A_CALL} steps a call"
     run: dict[tuple[str, str], Callable[[int], Any]] = {}
@@ -348,6 +349,9 @@ def benchmark(output: Path = Path("runs/benchmark"), repetitions: int = 40, only
         raise ValueError(f"repetitions must be a positive integer; got {repetitions}")
     output.mkdir(parents=True, exist_ok=True)
     file, page = output / "benchmark.json", output / "benchmark.md"
+    text = page.read_text() if page.exists() else PAGE
+    if not MARKED.search(text):
+        raise ValueError(f"{page} must have <!-- table: benchmark --> and <!-- end --> around its tables")
     measured = json.loads(file.read_text()) if file.exists() else {}
     for name in only or SECTIONS:
         function, part = SECTIONS[name]
@@ -358,9 +362,6 @@ def benchmark(output: Path = Path("runs/benchmark"), repetitions: int = 40, only
         ordered = {name: measured[name] for name in SECTIONS if name in measured}
         file.write_text(json.dumps(ordered, indent=1) + "\n")  # at once, so that an interrupted run keeps what it has
     draw(measured, output / "benchmark.png")
-    text = page.read_text() if page.exists() else PAGE
-    if not MARKED.search(text):
-        raise ValueError(f"{page} must have <!-- table: benchmark --> and <!-- end --> around its tables")
     page.write_text(MARKED.sub(lambda match: f"{match[1]}\n{table(ordered)}\n{match[2]}", text))
 
 

@@ -121,7 +121,10 @@ def choose(names: Sequence[str], arms: Sequence[str], seeds: Sequence[int], step
             own = tuple(_shortened(experiment, arm, steps) for arm in own)
         if isinstance(experiment, Experiment):
             chosen += [
-                TrainingRun(experiment, arm, seed) for arm in own for seed in range(arm.seeds) if not seeds or seed in seeds
+                TrainingRun(experiment, arm, seed)
+                for arm in own
+                for seed in range(arm.seeds)
+                if not seeds or seed in seeds
             ]
         elif isinstance(experiment, Predictors | Movement):
             chosen += experiment.runs(own, tuple(seeds))
@@ -179,7 +182,9 @@ def _arms(experiment: Study) -> Sequence[Any]:
 
 
 def _count(experiment: Study) -> int:
-    return experiment.count if isinstance(experiment, Predictors | Movement) else sum(a.seeds for a in _arms(experiment))
+    return (
+        experiment.count if isinstance(experiment, Predictors | Movement) else sum(a.seeds for a in _arms(experiment))
+    )
 
 
 def _shortened(experiment: Study, arm: Any, steps: int) -> Any:
@@ -189,7 +194,9 @@ def _shortened(experiment: Study, arm: Any, steps: int) -> Any:
         arm = dataclasses.replace(arm, jump_steps=range(arm.jump_steps.start, steps, arm.jump_steps.step))
     last = max(arm.jump_steps, default=0)
     if steps <= last:
-        raise ValueError(f"steps must be more than the last jump of {arm.name} of {experiment.name}, {last}; got {steps}")
+        raise ValueError(
+            f"steps must be more than the last jump of {arm.name} of {experiment.name}, {last}; got {steps}"
+        )
     return dataclasses.replace(arm, steps=min(arm.steps, steps))
 
 

@@ -249,7 +249,7 @@ class State(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The compiled functions of a run.
+    """The functions of a run.
 
     Attributes:
       shapes: shapes and shardings of a state.
@@ -267,16 +267,23 @@ class Programs(NamedTuple):
 def programs(
     record: ImageNet, tx: optax.GradientTransformation, classes: int, mesh: Mesh, options: Options
 ) -> Programs:
-    """Returns the compiled functions of a run."""
+    """Returns the functions of a run, which compile when they are first called."""
     dtype = jnp.bfloat16 if options.bfloat16 else None
 
     def network() -> Any:
         rngs = nnx.Rngs(options.seed)
         return NETWORKS[record.network](classes=classes, image_size=record.image_size, dtype=dtype, rngs=rngs)
 
-    def start() -> State:
-        params = nnx.state(network(), nnx.Param)
+    def init(params: Any) -> State:
         return State(params, tx.init(params))
+
+    def start() -> State:
+        # Array by array and with the generator that is quick to compile: as one program with the default generator,
+        # the initial weights of Inception take XLA minutes on a CPU.
+        with jax.default_prng_impl("rbg"):
+            params = jax.tree.map(np.asarray, nnx.state(network(), nnx.Param))
+        state: State = jax.jit(init, out_shardings=shardings)(params)
+        return state
 
     def loss_function(params: Any, batch: Any, key: jax.Array) -> jax.Array:
         if options.fsdp:
@@ -305,14 +312,14 @@ def programs(
         }
 
     everywhere = NamedSharding(mesh, PartitionSpec())
-    graphdef: Any = nnx.split(nnx.eval_shape(network), nnx.Param)[0]
-    shapes = jax.eval_shape(start)
+    split: Any = nnx.split(nnx.eval_shape(network), nnx.Param)
+    graphdef, shapes = split[0], jax.eval_shape(init, split[1])
     shardings = jax.tree.map(lambda leaf: _sharding(leaf.shape, mesh, options.fsdp), shapes)
     return Programs(
         jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
         ),
-        jax.jit(start, out_shardings=shardings),
+        start,
         jax.jit(step, out_shardings=(shardings, everywhere), donate_argnums=0),
         jax.jit(evaluate, out_shardings=everywhere),
     )

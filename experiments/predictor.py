@@ -85,7 +85,9 @@ def predictor(
     accuracy = task.metrics(weights, task.statistics, 1000)["test_accuracy"]
     console.print(f"N_0 reached {accuracy:.2%} on the test set")
     for fit, summary in PREDICTORS.items():
-        fit = dataclasses.replace(fit, steps=steps, record_every=record_every, examples=num_examples, fit_steps=fit_steps)
+        fit = dataclasses.replace(
+            fit, steps=steps, record_every=record_every, examples=num_examples, fit_steps=fit_steps
+        )
         write(fit, summary, history, accuracy, about, output / fit.name, workdir, console)
 
 
@@ -153,7 +155,12 @@ def draw_forecasts(fitted: oi.Fit) -> Figure:
 
 
 def model_card(
-    fit: Fit, summary: str, errors: dict[str, tuple[float, float]], accuracy: float, about: dict[str, Any], fitted: oi.Fit
+    fit: Fit,
+    summary: str,
+    errors: dict[str, tuple[float, float]],
+    accuracy: float,
+    about: dict[str, Any],
+    fitted: oi.Fit,
 ) -> str:
     """Returns the model card of a predictor, as Markdown."""
     none = errors["no change"][1]

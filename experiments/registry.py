@@ -4,6 +4,5 @@ from . import cifar10, imagenet, mnist
 from ._config import Study
 
 EXPERIMENTS: dict[str, Study] = {
-    experiment.name: experiment
-    for experiment in (*mnist.EXPERIMENTS, *cifar10.EXPERIMENTS, *imagenet.RECORDS.values())
+    experiment.name: experiment for experiment in (*mnist.EXPERIMENTS, *cifar10.EXPERIMENTS, *imagenet.RECORDS.values())
 }

@@ -125,13 +125,12 @@ class Run(abc.ABC):
         # What a killed command started may end some moments after it.
         with locked(folder, "another process works on", seconds=10):
             self.check(context)
-            if self.is_complete(context):
-                return
-            about = self.about(context)
-            write_json(folder / "settings.json", about)
-            tables = self.work(context, folder)
-            place = results.environment(about["images"])
-            write_json(folder / "result.json", about | {"environment": place, "tables": tables})
+            if not self.is_complete(context):
+                about = self.about(context)
+                write_json(folder / "settings.json", about)
+                tables = self.work(context, folder)
+                place = results.environment(about["images"])
+                write_json(folder / "result.json", about | {"environment": place, "tables": tables})
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

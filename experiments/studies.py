@@ -144,7 +144,9 @@ class Movement(Study):
 
     def runs(self, arms: tuple[Recorded, ...], seeds: tuple[int, ...]) -> list[Run]:
         """Returns what is to be done, a training at a time."""
-        return [MovementRun(self, arm, seed) for arm in arms for seed in range(self.seeds) if not seeds or seed in seeds]
+        return [
+            MovementRun(self, arm, seed) for arm in arms for seed in range(self.seeds) if not seeds or seed in seeds
+        ]
 
     @property
     def count(self) -> int:
@@ -153,7 +155,13 @@ class Movement(Study):
 
 
 def record(
-    task: Task, tx: optax.GradientTransformation, steps: int, every: int, folder: Path, context: Context, about: Settings
+    task: Task,
+    tx: optax.GradientTransformation,
+    steps: int,
+    every: int,
+    folder: Path,
+    context: Context,
+    about: Settings,
 ) -> tuple[WeightHistory, Any]:
     """Trains, and records the weights at step 0 and every so many steps, or goes on with it.
 

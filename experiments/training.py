@@ -147,13 +147,17 @@ class Task:
 
         return blocks
 
-    def _update(self, tx: optax.GradientTransformation, trained: Trained, images: Any, labels: Any, step: Any) -> Trained:
+    def _update(
+        self, tx: optax.GradientTransformation, trained: Trained, images: Any, labels: Any, step: Any
+    ) -> Trained:
         """Makes one update, the only one there is."""
         key = jax.random.fold_in(jax.random.key(self.seed), _DROPOUT + step)
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             (logits, *auxiliary), statistics = self._forward(params, trained.statistics, images, key)
-            losses = [jnp.mean(optax.softmax_cross_entropy_with_integer_labels(x, labels)) for x in (logits, *auxiliary)]
+            losses = [
+                jnp.mean(optax.softmax_cross_entropy_with_integer_labels(x, labels)) for x in (logits, *auxiliary)
+            ]
             return losses[0] + _AUXILIARY * sum(losses[1:]), statistics
 
         gradients, statistics = jax.grad(loss, has_aux=True)(trained.params)

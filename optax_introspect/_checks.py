@@ -53,5 +53,19 @@ def check_snapshots(this: Introspection, params: optax.Params, snapshots: Sequen
                 )
 
 
+def check_memory(this: Introspection, snapshots: Sequence[optax.Params]) -> None:
+    """Raises a ValueError if snapshots that are to be in the memory of the host are traced in that of the device.
+
+    JAX ends the process if it is to donate one to the other.
+    """
+    for slot in this.slots_on_host:
+        for leaf in jax.tree.leaves(snapshots[slot]):
+            if isinstance(leaf, jax.core.Tracer) and jax.typeof(leaf).memory_space != jax.memory.Space.Host:
+                raise ValueError(
+                    f"snapshots must be in the memory of the host; slot {slot} is in that of the device. Place a state "
+                    "that was restored by jax.device_put(state, jax.tree.map(lambda x: x.sharding, tx.init(params)))"
+                )
+
+
 def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/") or "the root"

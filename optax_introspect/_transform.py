@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ._checks import check_arrays, check_period, check_snapshots
+from ._checks import check_arrays, check_memory, check_period, check_snapshots
 from ._plan import plan
 from ._snapshots import (
     check_host_memory,
@@ -77,6 +77,7 @@ def introspect(
         points, the weights of step 0 are kept in their own dtype and the others as differences to them, which loses
         little: in bfloat16 less than 1 % of the displacement. Otherwise the weights themselves are rounded.
       memory_kind: `"pinned_host"` keeps all slots but one in the memory of the host. None keeps them on the device.
+        Restore such a state into the shardings of that of `init`.
 
     Returns:
       The transformation. Its `update` needs `params`, and never changes the dtype of an update.
@@ -146,6 +147,7 @@ def introspect(
             )
         check_arrays(params)
         check_snapshots(this, params, state.snapshots)
+        check_memory(this, state.snapshots)
         treedef: Any
         weights, treedef = jax.tree.flatten(params)
         all_updates, *all_slots = (treedef.flatten_up_to(tree) for tree in (updates, *state.snapshots))

@@ -1,7 +1,9 @@
-"""What the documentation says of the package holds, and what the package says of errors is tested."""
+"""The guide and the README: their code runs and prints what they show, and their links and figures hold."""
 
-import ast
+import contextlib
+import io
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,138 +11,81 @@ import pytest
 import optax_introspect
 
 ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
-GUIDE = sorted(DOCS.glob("*.md"))
-
-# As many letters of a message in a row must stand in a test that reads it, or all of a shorter message.
-ENOUGH = 16
+GUIDE = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *GUIDE]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
 
-def literals(node):
-    """Returns the literal parts of a string expression, as written, between what is filled in."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return [node.value]
-    if isinstance(node, ast.JoinedStr):
-        return [part.value for part in node.values if isinstance(part, ast.Constant)]
-    if isinstance(node, ast.BinOp):
-        return literals(node.left) + literals(node.right)
-    if isinstance(node, ast.IfExp):
-        return literals(node.body) + literals(node.orelse)
-    return []
+def text(page):
+    return (ROOT / page).read_text()
 
 
-def messages(source):
-    """Yields the line and the literal parts of every message raised, those of local variables in it included."""
-    for function in ast.walk(ast.parse(source)):
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        variables = {}
-        for node in ast.walk(function):
-            if isinstance(node, ast.Assign | ast.AugAssign):
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                for name in (target.id for target in targets if isinstance(target, ast.Name)):
-                    variables.setdefault(name, []).extend(literals(node.value))
-        for node in ast.walk(function):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-                message = node.exc.args[0]
-                names = [part.id for part in ast.walk(message) if isinstance(part, ast.Name)]
-                parts = literals(message) + [part for name in names for part in variables.get(name, [])]
-                if any(len(part.strip()) > 3 for part in parts):
-                    yield node.lineno, parts
+def run(page):
+    """Runs the Python blocks of a page in order; each must print what the block without a language after it shows."""
+    namespace, printed = {}, ""
+    for language, block in FENCE.findall(text(page)):
+        if language == "python":
+            assert printed == "", f"{page} doesn't show what is printed: {printed}"
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(compile(block, page, "exec"), namespace)
+            printed = output.getvalue()
+        elif language == "":
+            assert printed == block
+            printed = ""
+    assert printed == "", f"{page} doesn't show what is printed: {printed}"
 
 
-def expectations(source):
-    """Yields the literal parts of the strings of a test module, as which regular expressions count as well."""
-    tree = ast.parse(source)
-    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-            for piece in re.split(r"\.[*+]\??|\[[^]]*\][*+]?|\\d\+?|[()|^$\n]", node.value):
-                yield re.sub(r"\\(.)", r"\1", piece)
+@pytest.mark.parametrize("page", [page for page in ["README.md", *GUIDE] if "```python\n" in text(page)])
+def test_code_prints_what_the_page_shows(page):
+    run(page)
 
 
-def runs(text, length=ENOUGH):
-    """Returns everything of that length that a text holds, or the whole of a shorter one."""
-    return {text[i : i + length] for i in range(max(1, len(text) - length + 1))}
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("```python\nprint(1)\n```\n\n```\n2\n```\n", "assert"),
+        ("```python\nprint(1)\n```\n", "doesn't show"),
+        ("```python\n1 / 0\n```\n", "division"),
+    ],
+)
+def test_a_wrong_page_is_noticed(page, message, tmp_path):
+    (tmp_path / "page.md").write_text(page)
+    with pytest.raises((AssertionError, ZeroDivisionError), match=message):
+        run(tmp_path / "page.md")
 
 
-def is_read(parts, expected):
-    """Returns whether what is expected, as the set of its runs, has one in common with a part of the message."""
-    longest = max((part.strip() for part in parts), key=len)
-    if len(longest) < ENOUGH:
-        return any(longest in run for run in expected)
-    return any(runs(part) & expected for part in parts if len(part) >= ENOUGH)
+@pytest.mark.parametrize("page", [*PAGES, "results/README.md"])
+def test_links_lead_somewhere(page):
+    for target, _, heading in re.findall(r"\]\(([^)#\s]*)(#([^)\s]+))?\)", text(page)):
+        if not target.startswith("http"):
+            file = (ROOT / page).parent / target if target else ROOT / page
+            assert file.exists(), target
+            # As GitHub makes anchors of headings.
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M) if heading else []
+            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings]
+            assert not heading or heading in anchors, heading
 
 
-class TestMessages:
-    def test_every_error_message_is_read_by_a_test(self):
-        tests = [*ROOT.glob("tests/optax_introspect/*.py"), *ROOT.glob("tests/faults/*.py")]
-        expected = {run for test in tests for piece in expectations(test.read_text()) for run in runs(piece)}
-        # Doctests show messages as well.
-        for module in ROOT.glob("optax_introspect/*.py"):
-            shown = re.findall(r"^\s+\w+Error: (.*)$", module.read_text(), re.M)
-            expected |= {run for line in shown for run in runs(line)}
-        found = [
-            (module.name, line, parts)
-            for module in sorted(ROOT.glob("optax_introspect/*.py"))
-            for line, parts in messages(module.read_text())
-        ]
-        assert len(found) > 90
-        unread = [f"{name}:{line}: {' … '.join(parts)}" for name, line, parts in found if not is_read(parts, expected)]
-        assert unread == []
-
-    @pytest.mark.parametrize(
-        ("test", "read"),
-        [
-            ('match="must be positive; got -1"', True),
-            ("match=r'must be positive; got .*'", True),
-            ('match="x must be odd"', False),
-            ('match="must"', False),
-            ('"""Says that it must be positive; got."""', False),
-        ],
-    )
-    def test_what_counts_as_read(self, test, read):
-        source = 'def f(x):\n    raise ValueError(f"{x} must be positive; got {x}")'
-        ((line, parts),) = messages(source)
-        call = f"raises({test})" if "match" in test else test
-        assert line == 2
-        assert is_read(parts, {run for piece in expectations(call) for run in runs(piece)}) is read
+@pytest.mark.parametrize("page", ["README.md", *GUIDE])
+def test_intervals_stand_in_the_report_and_one_to_a_sentence(page):
+    interval = r"\[[+\u2212]?[\d.]+, [+\u2212]?[\d.]+\]"  # with the minus sign of the report
+    figure = rf"(?:[+\u2212][\d.]+ )?{interval}"
+    prose, report = re.sub(r"\s+", " ", FENCE.sub("", text(page))), text("results/README.md")
+    assert [found for found in re.findall(figure, prose) if found not in report] == []
+    sentences = re.split(r"[.:;|]\s", prose)
+    assert [sentence for sentence in sentences if len(re.findall(interval, sentence)) > 1] == []
 
 
-class TestReference:
-    def test_every_public_name_has_its_place(self):
-        listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)(?:\(\))?$", (DOCS / "api.rst").read_text(), re.M)
-        assert sorted(listed) == sorted(optax_introspect.__all__)
-
-    def test_every_page_is_in_the_contents(self):
-        contents = (DOCS / "index.rst").read_text().split()
-        assert [page.stem for page in GUIDE if page.stem not in contents] == []
+def test_the_reference_has_every_public_name():
+    listed = re.findall(r"^\.\. auto(?:function|class):: (\w+)(?:\(\))?$", text("docs/api.rst"), re.M)
+    assert sorted(listed) == sorted(optax_introspect.__all__)
 
 
-class TestFigures:
-    @pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
-    def test_intervals_stand_in_the_report(self, page):
-        report = re.sub(r"\s+", " ", (ROOT / "results" / "README.md").read_text())
-        text = re.sub(r"\s+", " ", page.read_text())
-        figures = re.findall(r"[+\u2212]\d+\.\d+ \[[+\u2212]?\d[^]\n]*, [^]\n]*\]", text)
-        assert [figure for figure in figures if figure not in report] == []
-
-    def test_the_table_of_forecasters_is_that_of_the_report(self):
-        rows = re.findall(r"^\| (?:two points|network).*$", (DOCS / "choosing-jump-steps.md").read_text(), re.M)
-        report = (ROOT / "results" / "README.md").read_text().splitlines()
-        assert len(rows) == 6
-        assert [row for row in rows if row not in report] == []
+def test_every_page_is_in_the_contents():
+    contents = text("docs/index.md").split()
+    assert [page for page in GUIDE if page != "docs/index.md" and Path(page).stem not in contents] == []
 
 
-class TestWarnings:
-    def test_none_about_something_deprecated_is_filtered_away(self):
-        assert 'filterwarnings = ["error"]' in (ROOT / "pyproject.toml").read_text()
-        folders = ["optax_introspect", "experiments", "examples", "tests"]
-        sources = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if path != Path(__file__)]
-        filters = re.compile(r"(?:filterwarnings|simplefilter)\(\s*[^)]*\)|catch_warnings\(|-W\s*\w+|PYTHONWARNINGS")
-        found = [text for path in sources for text in filters.findall(path.read_text())]
-        # A filter that lets warnings pass names one category, which is none of those about what is deprecated.
-        allowed = re.compile(
-            r'simplefilter\("error"\)|filterwarnings\(.*:[\w.]*(Unraisable\w+|Resource)Warning"\s*\)', re.S
-        )
-        assert [text for text in found if not allowed.fullmatch(text)] == []
+def test_the_picture_is_drawn(tmp_path):
+    runpy.run_path(str(ROOT / "docs" / "scripts" / "draw_jump.py"))["main"](tmp_path / "jump.png")
+    assert (tmp_path / "jump.png").read_bytes().startswith(b"\x89PNG")

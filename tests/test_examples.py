@@ -18,13 +18,13 @@ ALIKE = ("accumulation", "data_parallel", "scan")
 
 @functools.cache
 def run(name):
-    return importlib.import_module(f"examples.{name}").main(steps=100, jump_steps=(40, 60))
+    return importlib.import_module(f"examples.{name}").main(steps=100, jump_steps=(50,))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_learns_and_makes_its_jumps(name):
+def test_example_learns_and_makes_its_jump(name):
     result = run(name)
-    assert result.jumps == 2
+    assert result.jumps == 1
     assert result.losses[-1] < 0.5 * result.losses[0]
 
 
@@ -36,7 +36,7 @@ def test_loops_give_the_weights_of_the_plain_one(name):
 
 
 def test_eight_devices_give_the_loss_of_one():
-    code = "from examples.data_parallel import main; print(main(steps=100, jump_steps=(40, 60)).losses[-1])"
+    code = "from examples.data_parallel import main; print(main(steps=100, jump_steps=(50,)).losses[-1])"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

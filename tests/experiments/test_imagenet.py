@@ -302,7 +302,7 @@ def main(workdir, plan, address=None, number="0"):
         if step == 7 and number == "0":
             os.kill(os.getpid(), signal.Signals[plan])
         if step >= 7:
-            time.sleep(0.5)  # the notice takes a second or two to the other process
+            time.sleep(1)  # the notice takes a second or two to the other process
         return original(manager, step)
 
     ocp.CheckpointManager.reached_preemption = reached_preemption

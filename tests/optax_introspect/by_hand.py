@@ -4,6 +4,8 @@ The loss is a bowl with another curvature in every direction. The forecaster is 
 `w_t + (w_t - w_s) / 2` with `s` the step nearest to `0.4 t`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +23,9 @@ START = {"a": np.array([3.0, -2.0, 0.5]), "b": np.array([[1.0, -1.0], [0.25, 4.0
 CURVATURE = {"a": np.array([0.2, 1.0, 1.5]), "b": np.array([[0.5, 2.0], [1.2, 0.7]])}
 
 
+@functools.cache  # so that one that is called outside of jit is compiled once
 def jumps(*jump_steps):
-    """`introspect` with the forecaster of the tests."""
+    """Returns `introspect` with the forecaster of the tests."""
     return introspect(jump_steps or tuple(JUMPS), TWO_POINT)
 
 
@@ -94,8 +97,16 @@ def start():
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), START)
 
 
-def train(tx, steps=STEPS, gradient=slope, params=None, project=lambda params: params, read=lambda params: params):
-    """Trains with a jitted step; returns `[w_0, ..., w_steps]` and the last state.
+def train(
+    tx,
+    steps=STEPS,
+    gradient=slope,
+    params=None,
+    project=lambda params: params,
+    read=lambda params: params,
+    jit=False,
+):
+    """Trains; returns `[w_0, ..., w_steps]` and the last state.
 
     Args:
       tx: The optimizer.
@@ -104,13 +115,14 @@ def train(tx, steps=STEPS, gradient=slope, params=None, project=lambda params: p
       params: The first parameters, if they are not those of the problem.
       project: Applied to the parameters after each update.
       read: Returns the weights of the parameters that the gradient is taken at.
+      jit: Compiles the step, which pays for optimizers with conditionals.
     """
 
-    @jax.jit
     def step(gradients, state, params):
         updates, state = tx.update(gradients, state, params)
         return project(optax.apply_updates(params, updates)), state
 
+    step = jax.jit(step) if jit else step
     params = start() if params is None else params
     state, history = tx.init(params), [params]
     for n in range(steps):

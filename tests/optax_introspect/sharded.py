@@ -1,6 +1,6 @@
 """Training with jumps on 8 devices, of one process or of several; prints a line for everything that it has checked.
 
-`python -m tests.optax_introspect.sharded 0 1` checks all; `... sharded 1 2 localhost:1234` is the second of two processes
+`python -m tests.optax_introspect.sharded 0 1` checks all; with `1 2 localhost:1234` it is the second of two processes
 that have four devices each. The number of devices is told to XLA by the environment.
 """
 
@@ -74,11 +74,12 @@ def check_sharded_alike(tree, shardings):
 
 def check_no_array_is_sent(text):
     """Devices tell each other only single numbers: whether the forecast is finite everywhere."""
-    sent = re.findall(r"= (\S+) (all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)\S*\(", text)
+    operations = "all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce"
+    sent = re.findall(rf"= (.*) ({operations})(?:-start)?\(", text)
     assert sent
-    for shape, operation in sent:
-        assert operation == "all-reduce", (shape, operation)
-        assert re.fullmatch(r"(pred|s32|f32)\[\]", shape), (shape, operation)
+    for shapes, operation in sent:
+        assert operation == "all-reduce", (shapes, operation)
+        assert set(re.findall(r"\[(.*?)\]", shapes)) == {""}, (shapes, operation)
 
 
 def check(kind, axis_type):
@@ -152,6 +153,7 @@ def check_optax():
     """Optax's own test of sharded optimizers, a part of it, at a jump."""
     from tests.optax_introspect import optax_own
 
+    warnings.filterwarnings("ignore", "Specifying a key will be required")
     with optax_own.optimizers_jump(first_step=1, module=optax):
         from optax._src import sharding_test  # makes its optimizers while it is imported
 

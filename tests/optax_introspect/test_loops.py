@@ -317,7 +317,7 @@ def strict():
 def test_modes_of_jax_change_nothing(kind):
     def run(context):
         if kind == "network":
-            tx = introspect((5, 7), snapshot_dtype=jnp.bfloat16)
+            tx = introspect((5,), snapshot_dtype=jnp.bfloat16)
             params = {"bf16": jnp.arange(1, 5, dtype=jnp.bfloat16) / 4, "f32": jnp.linspace(0.5, 2, 6).reshape(2, 3)}
         else:
             tx = optax.chain(introspect((5,), polynomial(1, 1.3)), introspect((7,), gaussian_noise(0.01, 0)))
@@ -328,7 +328,7 @@ def test_modes_of_jax_change_nothing(kind):
             carry = params, jax.jit(tx.init)(params)
             for _ in range(9):
                 carry = step(carry)
-        assert sum(int(found.jumps_taken) for found in introspect_states(carry[1])) == 2
+        assert sum(int(found.jumps_taken) for found in introspect_states(carry[1])) == (1 if kind == "network" else 2)
         return jax.tree.map(lambda leaf: (leaf.dtype, np.asarray(leaf, np.complex64)), carry[0])
 
     expected = run(contextlib.nullcontext)
