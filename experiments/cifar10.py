@@ -47,7 +47,7 @@ cifar_1 = Experiment(
     ),
     choices=(
         "Biases start at zero, ReLUs follow the convolutions and the first two dense layers, and there is no weight "
-        "decay: the paper names none. The learning rate falls by ten every 350 epochs, that is never within 40 000 steps."
+        "decay: the paper names none. The learning rate falls by ten every 350 epochs, so never within 40 000 steps."
     ),
     **_EVALUATED,
 )  # fmt: skip

@@ -202,8 +202,8 @@ def _mnist_3(optimizer: str, spelled: str, learning_rate: float, paper: Paper) -
         paper=paper,
         choices=(
             "The paper names both SGD and Adam for this network, in different places: both are run. Biases start like "
-            "weights, normal with standard deviation 1. Noise: about what the forecast moves a weight (0.02). Not in the "
-            "paper: EMA, lookahead, and outer Nesterov momentum every 20 and 50 steps (learning rate 0.8, momentum "
+            "weights, normal with standard deviation 1. Noise: about what the forecast moves a weight (0.02). Not in "
+            "the paper: EMA, lookahead, and outer Nesterov momentum every 20 and 50 steps (learning rate 0.8, momentum "
             "0.75). More forecasters were measured in version 0.1."
         ),
     )
@@ -214,7 +214,8 @@ mnist_3_sgd = _mnist_3(
     "SGD",
     5e-3,
     Paper(
-        "section 4.2: 96.89 % with jumps against 95.71 % without, the latter reached after 8300 instead of 15 000 steps",
+        "section 4.2: 96.89 % with jumps against 95.71 % without, the latter reached after 8300 instead of 15 000 "
+        "steps",
         plain=0.9571,
         jumps=0.9689,
         plain_steps=15_000,

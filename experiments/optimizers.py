@@ -17,7 +17,7 @@ import optax_introspect as oi
 from ._config import Arm, Experiment
 
 FITTED = "fitted-"
-_Rate = optax.ScalarOrSchedule
+_Rate = float | Callable[[Any], Any]
 
 # From the base of the learning rate and the number of steps of the arm to the learning rate at a step.
 DECAYS: Mapping[str, Callable[[float, int], _Rate]] = {

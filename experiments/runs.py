@@ -1,7 +1,7 @@
 """The work folder: what is done of each run, and what it needs to go on.
 
-`WORKDIR/EXPERIMENT/ARM/seed-N` holds `settings.json`, what the run depends on; while it is under way, `checkpoints`; and
-when it is complete `result.json`, its rows of measurements.
+`WORKDIR/EXPERIMENT/ARM/seed-N` holds `settings.json`, what the run depends on; while it is under way, `checkpoints`;
+and when it is complete `result.json`, its rows of measurements.
 """
 
 import abc

@@ -270,6 +270,7 @@ def _restored(checkpoints: ocp.CheckpointManager, start: State) -> State:
     step = checkpoints.latest_step()
     if step is None:
         return start
+    treedef: Any
     leaves, treedef = jax.tree.flatten(start.trained)
     like = [np.asarray(leaf) for leaf in leaves]
     items = ocp.args.Composite(about=ocp.args.JsonRestore(), trained=ocp.args.StandardRestore(like))

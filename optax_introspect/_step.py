@@ -114,7 +114,7 @@ def advance(
         found = slot_steps[jnp.asarray(this.jump_slots)[jump]] == jnp.asarray(this.jump_sources)[jump]
         ready = jnp.any(n == this.jump_steps) & jnp.all(found)
         slots[-1] = write_if(ready, partial(_displacements, this), slots[-1], slots[:-1], weights, n)
-        return slots, slot_steps.at[-1].set(jnp.where(ready, -1, slot_steps[-1])), ready
+        return slots, _with_step(slot_steps, ready, len(slots) - 1, -1), ready
 
     slots, slot_steps, ready = write_if(is_event, event, (slots, slot_steps, jnp.zeros([], bool)), weights, n)
     dtypes = [update.dtype for update in updates]
@@ -138,8 +138,14 @@ def _capture(
         firsts = [this.first_of(slot, w, [arrays[i] for arrays in slots]) for i, w in enumerate(weights)]
         if this.capture_steps(slot).size:
             slots[slot] = write_if(is_now, write, slots[slot], weights, firsts)
-        slot_steps = slot_steps.at[slot].set(jnp.where(is_now, n, slot_steps[slot]))
+        slot_steps = _with_step(slot_steps, is_now, slot, n)
     return slots, slot_steps
+
+
+def _with_step(slot_steps: jax.Array, condition: jax.Array, slot: int, step: Any) -> jax.Array:
+    """Returns `slot_steps` with the step of one slot, if a condition holds."""
+    # As an update of a slice, it would keep the conditional out of the CUDA graph.
+    return jnp.where(condition & (np.arange(slot_steps.size) == slot), step, slot_steps)
 
 
 def _displacements(this: Introspection, last: Arrays, others: list[Arrays], weights: Arrays, n: jax.Array) -> Arrays:

@@ -29,8 +29,8 @@ class Augmentation:
 def standardise(images: Any) -> jax.Array:
     """Returns each image with mean 0 and standard deviation 1, over all its pixels and channels.
 
-    The standard deviation is at least `1/sqrt(n)`, for the `n` values from 0 to 255 of an image, so that an image of one
-    colour becomes 0. It is TensorFlow's `per_image_standardization`.
+    The standard deviation is at least `1/sqrt(n)`, for the `n` values from 0 to 255 of an image, so that an image of
+    one colour becomes 0. It is TensorFlow's `per_image_standardization`.
 
     Args:
       images: `[..., height, width, channels]`, of any real dtype.

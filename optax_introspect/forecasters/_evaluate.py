@@ -10,7 +10,7 @@ form           ns a weight   memory, bytes a weight  compilation of an array, s
 `written_out`  3 to 5        0                       0.15 to 0.3
 =============  ============  =====================  ============================
 
-So `written_out` is for arrays of a million weights and more, `broadcast` for all others and for GPUs, where XLA splits
+So `written_out` is for arrays of half a million weights and more, `broadcast` for all others and for GPUs, where XLA splits
 the long expression into many kernels, and `vmapped` for networks that are not dense layers. It is also the definition
 that the other two are tested against.
 """
@@ -24,8 +24,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-# Weights of an array from which on writing out the units saves more in the first jump than it costs to compile.
-WRITTEN_OUT_FROM = 1 << 20
+# Weights of an array from which on writing out the units saves more in a few jumps than it costs to compile.
+WRITTEN_OUT_FROM = 1 << 19
 
 # Multiplications of a network up to which its units are fused into one loop.
 MOST_MULTIPLICATIONS = 1 << 10

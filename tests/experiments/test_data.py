@@ -104,7 +104,7 @@ def test_half_a_file(made_mnist, tmp_path, change):
 
 
 def test_a_folder_that_lacks_files(made_mnist, tmp_path):
-    with pytest.raises(FileNotFoundError, match="data_dir must be a folder; .*nowhere is none"):
+    with pytest.raises(FileNotFoundError, match=r"data_dir must be a folder; .*nowhere is none"):
         load("mnist", tmp_path / "nowhere")
     folder = write(tmp_path / "data", {})
     with pytest.raises(
@@ -114,7 +114,7 @@ def test_a_folder_that_lacks_files(made_mnist, tmp_path):
     write(folder, dict(list(made_mnist.items())[:3]))
     with pytest.raises(FileNotFoundError, match=r"lacks \['t10k-labels-idx1-ubyte'\]"):
         load("mnist", folder)
-    with pytest.raises(FileNotFoundError, match="data_dir must hold the files of cifar10; .* lacks"):
+    with pytest.raises(FileNotFoundError, match=r"data_dir must hold the files of cifar10; .* lacks"):
         load("cifar10", folder)
 
 

@@ -74,7 +74,7 @@ def test_choice():
 
 def test_errors_are_one_line_and_a_status(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["experiments", "run", "mnist_5"])
-    with pytest.raises(SystemExit, match="^error: names must be of"):
+    with pytest.raises(SystemExit, match=r"^error: names must be of"):
         command_line.main()
 
 
@@ -106,7 +106,7 @@ def test_two_commands_on_one_folder(complete):
 def test_a_folder_of_other_settings(complete):
     before = contents(complete)
     with pytest.raises(
-        ValueError, match="is of another run: settings.learning_rate was 0.01 and is 0.02. Give another"
+        ValueError, match=r"is of another run: settings.learning_rate was 0.01 and is 0.02. Give another"
     ):
         execute(tiny.runs_of(tiny.experiment(learning_rate=0.02)), complete)
     assert contents(complete) == before
@@ -123,7 +123,7 @@ def test_other_versions_of_packages_count_only_for_a_run_under_way(complete, who
         assert execute(chosen, complete)
     else:
         (folder / "result.json").unlink()
-        with pytest.raises(ValueError, match="versions.jax was '0.0.1' and is"):
+        with pytest.raises(ValueError, match=r"versions.jax was '0.0.1' and is"):
             execute(chosen, complete)
 
 

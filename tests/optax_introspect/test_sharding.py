@@ -35,8 +35,8 @@ def passed(*programs):
 
 def test_on_eight_simulated_devices():
     (lines,) = passed(start(0, 1))
-    kinds = [f"{kind} Auto" for kind in ("fractions", "window", "network", "refused")]
-    assert lines == [*kinds, "fractions Explicit", "nnx", "5 of Optax"]
+    kinds = [f"{kind} Auto" for kind in ("fractions", "network", "refused")]
+    assert lines == [*kinds, "fractions Explicit", "nnx", "3 of Optax"]
 
 
 def test_two_processes():
