@@ -31,9 +31,9 @@ PREDICTORS = {
     Fit("mnist-n0-linear", activation="identity"): "The linear one of the paper: 4-40-1 without ReLU, forecasts 2t.",
     Fit("mnist-n0-k2.2", jump_ratio=2.2): "As mnist-n0, but for a longer jump: forecasts step 2.2t.",
     Fit("mnist-n0-equivariant", equivariant=True): (
-        "The default. As mnist-n0, but on differences to the weight now and without biases: 3-40-1 with ReLU, forecasts\n"
-        "step 2t. Shifting or scaling the history of a weight shifts or scales its forecast, and a weight that has not\n"
-        "moved stays."
+        "The default. As mnist-n0, but on differences to the weight now and without biases: 3-40-1 with ReLU,\n"
+        "forecasts step 2t. Shifting or scaling the history of a weight shifts or scales its forecast, and a weight\n"
+        "that has not moved stays."
     ),
 }
 

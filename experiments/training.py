@@ -250,12 +250,13 @@ def train(
                 if end == stop:
                     yield state
                 late = deadline is not None and time.time() > deadline
-                if late or time.monotonic() - saved_at > CHECKPOINT_SECONDS:
+                # None at the end, where the caller has all that it wants.
+                if end < stops[-1] and (late or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
                     before_save()
                     _save(checkpoints, state)
                     saved_at = time.monotonic()
-                if late and end < stops[-1]:
-                    raise StoppedError
+                    if late:
+                        raise StoppedError
 
 
 def _save(checkpoints: ocp.CheckpointManager, state: State) -> None:

@@ -15,7 +15,7 @@ from optax_introspect import Examples, WeightHistory
 
 from . import tiny
 
-SIZES = {"steps": 40, "record_every": 2, "num_examples": 2000, "fit_steps": 100}
+SIZES = {"steps": 40, "record_every": 1, "num_examples": 2000, "fit_steps": 100}
 
 
 def files(folder):
@@ -25,21 +25,20 @@ def files(folder):
 def test_run_twice_it_gives_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(predictor, "load", lambda name, data_dir: tiny.digits())
     monkeypatch.setattr(studies, "BATCH_SIZE", 10)
-    monkeypatch.setattr(predictor, "PREDICTORS", dict(list(PREDICTORS.items())[2:]))
+    monkeypatch.setattr(predictor, "PREDICTORS", dict(list(PREDICTORS.items())[3:]))
     for name in ("first", "second"):
         predictor.predictor(tmp_path / name, tmp_path / f"work-{name}", **SIZES)
     first, second = (files(tmp_path / name) for name in ("first", "second"))
     weights = [path for path in first if "weights" in path.parts and not path.name.startswith(("_", "."))]
-    assert len(weights) >= 4
+    assert len(weights) >= 2
     for path in weights:
         assert first[path] == second[path]
-    for name in ("mnist-n0-k2.2", "mnist-n0-equivariant"):
-        assert (tmp_path / "first" / name / "forecasts.png").exists()
-        card = (tmp_path / "first" / name / "README.md").read_text()
-        assert card == (tmp_path / "second" / name / "README.md").read_text()
-        assert card.startswith(f"# {name}\n")
-        assert "| no change |" in card
-        assert "`python -m experiments predictor --seed 0 --steps 40 --record-every 2" in card
+    assert first == second  # the model card and the figure, too
+    card = (tmp_path / "first" / "mnist-n0-equivariant" / "README.md").read_text()
+    assert card.startswith("# mnist-n0-equivariant\n")
+    assert "| no change |" in card
+    assert "`python -m experiments predictor --seed 0 --steps 40 --record-every 1" in card
+    assert (tmp_path / "first" / "mnist-n0-equivariant" / "forecasts.png").exists()
     loaded = oi.load(tmp_path / "first" / "mnist-n0-equivariant")
     still = [np.full(3, 10.0, np.float32)] * 4
     np.testing.assert_array_equal(loaded(*still, key=None), still[0])
@@ -94,7 +93,7 @@ def test_the_linear_rule_of_a_linear_forecaster():
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("movement")
-    recorded = Recorded("dense", "dense", "sgd", 0.1, 50, 40, 4, (20, 30))
+    recorded = Recorded("dense", "dense", "sgd", 0.1, 50, 40, 8, (20, 30))
     study = Movement(name="movement", title="", question="", minutes=1, data="digits", arms=(recorded,), seeds=2)
     run = MovementRun(study, recorded, 0)
     run.complete(tiny.context(folder))
@@ -119,7 +118,7 @@ def test_curves_without_and_with_jumps(moved):
     curves = read_json(moved / "result.json")["tables"]["curves"]
     before = [row for row in curves if row["step"] <= 16]
     after = [row for row in curves if row["step"] > 30]
-    assert {row["step"] for row in curves} == set(range(0, 41, 8))
+    assert {row["step"] for row in curves} == {0, 16, 32}
     assert all(row["plain"] == pytest.approx(row["jumps"], abs=1e-4) for row in before)
     assert any(abs(row["plain"] - row["jumps"]) > 1e-3 for row in after)
     plain = WeightHistory.open(moved / "plain" / "history")
@@ -128,7 +127,7 @@ def test_curves_without_and_with_jumps(moved):
 
 
 def test_an_interrupted_recording_goes_on_with_the_same_bits(tmp_path, monkeypatch, moved):
-    recorded = Recorded("dense", "dense", "sgd", 0.1, 50, 40, 4, (20, 30))
+    recorded = Recorded("dense", "dense", "sgd", 0.1, 50, 40, 8, (20, 30))
     study = Movement(name="movement", title="", question="", minutes=1, data="digits", arms=(recorded,), seeds=1)
     run = MovementRun(study, recorded, 0)
     stops = 0
@@ -138,6 +137,6 @@ def test_an_interrupted_recording_goes_on_with_the_same_bits(tmp_path, monkeypat
             break
         except StoppedError:
             stops += 1
-    assert stops > 10
+    assert stops > 4
     again = read_json(tmp_path / "movement" / "dense" / "seed-0" / "result.json")["tables"]
     assert again == read_json(moved / "result.json")["tables"]

@@ -19,7 +19,8 @@ from jax.sharding import AxisType, NamedSharding
 
 from optax_introspect import custom_forecaster, introspect, polynomial, pretrained
 
-PROCESS, PROCESSES = int(sys.argv[1]), int(sys.argv[2])
+# Pytest imports this file to look for doctests.
+PROCESS, PROCESSES = map(int, sys.argv[1:3]) if __name__ == "__main__" else (0, 1)
 
 SPECS = {
     "replicated": jax.P(),

@@ -56,7 +56,7 @@ def check_idle(tx, base):
     # The branches taken in an idle step compute nothing, and copy single numbers at the most.
     for name in idle:
         (body,) = re.findall(rf"^%{re.escape(name)} [^\n]*\{{\n(.*?)\n\}}", text, re.MULTILINE | re.DOTALL)
-        assert not re.findall(r"\[\d[\d,]*\][^\n]* (?:copy|fusion|call)\(", body)
+        assert not re.findall(r"\[(?!1\])\d[\d,]*\][^\n]* (?:copy|fusion|call)\(", body)
     # Beside them nothing copies weights: they are updated in the buffers that are handed over.
     copies = r"f(?:32|16)\[\d[\d,]*\][^\n]* copy\("
     assert len(re.findall(copies, entry)) <= len(re.findall(copies, base.as_text()))

@@ -10,7 +10,8 @@ from flax import nnx
 from optax_introspect import introspect, nesterov, polynomial, reschedule
 
 FIT = polynomial(1, 1.3, points=(1.0, 0.4, 0.0))
-START = {"b": jnp.array(2.0), "w": jnp.array([[3.0, -4.0, 1.0]])}
+# Not weakly typed, which would compile everything twice.
+START = {"b": jnp.float32(2.0), "w": jnp.array([[3.0, -4.0, 1.0]])}
 
 
 def chain(jump_steps, forecaster=FIT, wrap=lambda tx: tx, **kwargs):
@@ -102,7 +103,7 @@ def test_nothing_that_was_given_is_donated():
 
 def test_sharding_is_that_of_the_parameters():
     sharding = jax.sharding.NamedSharding(jax.make_mesh((1,), ("x",)), jax.sharding.PartitionSpec("x"))
-    params = {"b": jnp.array(2.0), "w": jax.device_put(jnp.ones((1, 3)), sharding)}
+    params = {"b": jnp.float32(2.0), "w": jax.device_put(jnp.ones((1, 3)), sharding)}
     state = reschedule(chain((30,)).init(params), params, chain((30, 40)))
     assert all(tree["w"].sharding == sharding for tree in state[-1].snapshots)
 
