@@ -16,8 +16,8 @@ def write_if(condition: jax.Array, write: Callable[..., T], old: T, *operands: o
     Snapshots are written at few steps, and copying all of them in every other step would cost as much as the optimizer.
     XLA writes in place, on every platform and version that was tried, if the choice is a `lax.switch` on a number whose
     first branch does nothing. One switch over all that may happen took 208 ms in an idle step of 5.8 ms on a CPU. With
-    `lax.cond`, which is a choice by a truth value, XLA turns cheap branches into selects on a GPU: compiled for an H100,
-    a step with the default predictor then has 21 reductions and 11.6 MB of temporaries that are there in every step.
+    `lax.cond`, which is a choice by a truth value, XLA turns cheap branches into selects on a GPU: compiled for an
+    H100, every step with the default predictor then has 21 reductions and 11.6 MB of temporaries.
 
     Args:
       condition: Boolean scalar.

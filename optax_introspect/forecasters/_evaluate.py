@@ -10,9 +10,9 @@ form           ns a weight   memory, bytes a weight  compilation of an array, s
 `written_out`  3 to 5        0                       0.15 to 0.3
 =============  ============  =====================  ============================
 
-So `written_out` is for arrays of half a million weights and more, `broadcast` for all others and for GPUs, where XLA splits
-the long expression into many kernels, and `vmapped` for networks that are not dense layers. It is also the definition
-that the other two are tested against.
+So `written_out` is for arrays of half a million weights and more, `broadcast` for all others and for GPUs, where XLA
+splits the long expression into many kernels, and `vmapped` for networks that are not dense layers. It is also the
+definition that the other two are tested against.
 """
 
 from collections.abc import Callable, Sequence

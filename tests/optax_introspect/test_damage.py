@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import jax
 import numpy as np
@@ -47,8 +48,8 @@ def examples():
 
 
 def fit_all(folder):
-    _fit._BLOCK, _fit._CHECKPOINT_EVERY = 20, 1
-    return fit(examples(), num_steps=100, hidden=(8,), workdir=folder, progress=False)
+    with mock.patch.multiple(_fit, _BLOCK=20, _CHECKPOINT_EVERY=1):
+        return fit(examples(), num_steps=100, hidden=(8,), workdir=folder, progress=False)
 
 
 def weights_of(fitted):
