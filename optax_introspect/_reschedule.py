@@ -45,8 +45,8 @@ def reschedule(
       optimizer: `nnx.update(optimizer.opt_state, nnx.state(state))`.
 
     Raises:
-      ValueError: The new jumps need weights that are neither in `opt_state` nor in `weights`, `opt_state` is not that
-        of such an optimizer, `tx` has no `introspect` or several, `step` is missing, or `weights` are not like `params`.
+      ValueError: The new jumps need weights that are neither in `opt_state` nor in `weights`; `opt_state` is that of
+        another optimizer; `tx` has no `introspect`, or several; `step` is missing; or `weights` are not like `params`.
 
     Examples:
       A run without jumps gets some after a hundred updates, from its first weights:
