@@ -13,7 +13,7 @@ from flax import nnx
 
 from .. import _arguments
 from .._plan import PAPER_POINTS, Point, checked_points
-from ._evaluate import ACTIVATIONS, MOST_MULTIPLICATIONS, Dense, evaluate_dense, vmapped
+from ._evaluate import ACTIVATIONS, MOST_MULTIPLICATIONS, Dense, evaluate_dense, vmapped, with_signs
 
 
 class IntrospectionNetwork(nnx.Module):
@@ -117,7 +117,7 @@ class NetworkForecaster:
     module: Any
     points: tuple[Point, ...]
     scale: float
-    _dense: list[Dense] | None = dataclasses.field(repr=False)
+    _dense: Sequence[Dense] | None = dataclasses.field(repr=False)
 
     def __call__(self, *weights: jax.Array, key: jax.Array) -> jax.Array:
         """Forecasts one array, see :class:`Forecaster`."""
@@ -207,4 +207,4 @@ def network_forecaster(
     dense = copy.dense() if type(copy) is IntrospectionNetwork else None
     if dense is not None and sum(layer.kernel.size for layer in dense) > MOST_MULTIPLICATIONS:
         dense = None
-    return NetworkForecaster(copy, points, scale, dense)
+    return NetworkForecaster(copy, points, scale, None if dense is None else with_signs(dense))

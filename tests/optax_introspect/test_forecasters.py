@@ -115,7 +115,7 @@ class TestContract:
 @pytest.mark.parametrize("name", [name for name in MAKERS if name.startswith("mnist") or name in ("deep", "window")])
 def test_fused_forms_equal_the_vmapped_module(name, form, monkeypatch):
     forecaster = MAKERS[name]()
-    monkeypatch.setattr(_evaluate, "WRITTEN_OUT_FROM", 0 if form is _evaluate.written_out else 1 << 30)
+    monkeypatch.setattr(_evaluate, "WRITTEN_OUT_ABOVE", 0 if form is _evaluate.written_out else 1 << 30)
     points = points_of(forecaster, (50,))
     expected = forecaster.definition(*points)
     scale = np.abs(np.stack(points)).max()
