@@ -41,8 +41,8 @@ class Dense(NamedTuple):
     """A dense layer as NumPy arrays: JAX closes over those in every process and under every trace.
 
     Attributes:
-      kernel: float32 [inputs, outputs].
-      bias: float32 [outputs].
+      kernel: float [inputs, outputs], cast to the dtype of the weights.
+      bias: float [outputs].
       activation: Key of `ACTIVATIONS`. A name, since functions of JAX can't be pickled.
     """
 
@@ -80,10 +80,10 @@ def with_signs(layers: Sequence[Dense]) -> Sequence[Dense]:
     if len(layers) < 2 or layers[-2].activation != "relu":
         return layers
     *rest, hidden, last = layers
-    size = np.abs(last.kernel[:, 0])
-    with np.errstate(over="ignore"):
-        kernel, bias = hidden.kernel * size, hidden.bias * size
-    if not (np.all(np.isfinite(kernel)) and np.all(np.isfinite(bias))):
+    # In float64, so that float32 rounds them once, and float64 weights see the network as it was fitted.
+    size = np.abs(last.kernel[:, 0].astype(np.float64))
+    kernel, bias = hidden.kernel * size, hidden.bias * size
+    if max(np.abs(kernel).max(), np.abs(bias).max()) > np.finfo(np.float32).max:
         return layers
     return [*rest, Dense(kernel, bias, hidden.activation), last._replace(kernel=np.sign(last.kernel))]
 
