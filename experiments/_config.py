@@ -65,7 +65,7 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Paper:
-    """What the paper reports of an experiment; accuracies are shares of 1.
+    """Figures that the paper reports for an experiment. Accuracies are between 0 and 1.
 
     Attributes:
       text: the claim in words, with its section.
@@ -107,7 +107,7 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is known of any experiment.
+    """Base record of all experiments.
 
     Attributes:
       name: the key in commands, and the stem of its files under `results`.
@@ -193,15 +193,6 @@ class Experiment(Study):
             if arm.name == name:
                 return arm
         raise ValueError(f"unknown arm {name!r} of {self.name}; known are {', '.join(arm.name for arm in self.arms)}")
-
-    def plain_of(self, arm: Arm) -> Arm:
-        """Returns the arm without jumps or averaging and with the same learning rate, which an arm is compared with."""
-        own = (arm.rate, arm.decay, arm.steps if arm.decay != "none" else 0)
-        for other in self.arms:
-            same = (other.rate, other.decay, other.steps if other.decay != "none" else 0) == own
-            if other.forecaster is None and other.averaging is None and same:
-                return other
-        return self.arms[0]
 
     def settings(self) -> dict[str, Any]:
         """Returns what its results depend on apart from their arm, for JSON."""

@@ -1,4 +1,4 @@
-"""What jumps cost: time, memory and compilation, against the same training without them."""
+"""Benchmark of jumps: time, memory and compilation, compared with the same training without jumps."""
 
 import dataclasses
 import importlib.metadata

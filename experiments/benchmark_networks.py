@@ -1,4 +1,4 @@
-"""What the benchmark trains: networks of any size, with few arrays or many, on images of noise."""
+"""Networks of the benchmark, of any size and with few or many arrays, trained on random images."""
 
 import itertools
 import math

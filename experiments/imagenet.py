@@ -242,7 +242,7 @@ def train(name: str, data: Path, workdir: Path, *, results_folder: Path | None =
 
 
 class State(NamedTuple):
-    """What a training step changes: the weights and the optimizer state with its snapshots."""
+    """Weights and optimizer state, which a training step updates."""
 
     params: Any
     opt_state: Any

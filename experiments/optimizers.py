@@ -71,7 +71,7 @@ FORECASTERS: Mapping[str, Callable[[], oi.Forecaster]] = {
 
 
 class Optimizer(NamedTuple):
-    """How weights are trained.
+    """Optimizer of an arm.
 
     Attributes:
       tx: the gradient transformation.

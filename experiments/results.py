@@ -1,4 +1,4 @@
-"""What was measured, in `results`: `NAME.csv.gz` with a row for each arm, seed and evaluation, and `NAME.json`.
+"""Reads and writes results: `NAME.csv.gz`, with a row for each arm, seed and evaluation, and `NAME.json`.
 
 `pandas.read_csv("results/mnist_4.csv.gz")` reads the rows. An empty cell is something that was not measured or not
 finite. The JSON holds the settings of the experiment and of each arm, the version of `optax_introspect`, and a list of

@@ -30,7 +30,7 @@ Tables = dict[str, list[Row]]
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What all runs of one command have in common.
+    """Settings shared by all runs of one command.
 
     Attributes:
       workdir: the work folder.
@@ -52,7 +52,7 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Run(abc.ABC):
-    """What one process does at a time: one arm and one seed of an experiment.
+    """One arm and one seed of an experiment; a process does one at a time.
 
     Attributes:
       experiment: the experiment.

@@ -50,7 +50,7 @@ class StoppedError(Exception):
 
 
 class Trained(NamedTuple):
-    """What a step changes: weights, optimizer state and statistics of batch norms (empty without)."""
+    """Weights, optimizer state and batch norm statistics, which a step updates."""
 
     params: Any
     opt_state: Any
@@ -59,7 +59,7 @@ class Trained(NamedTuple):
 
 @dataclasses.dataclass
 class State:
-    """Where a run is.
+    """State of a run.
 
     Attributes:
       trained: what was trained.

@@ -1,4 +1,4 @@
-"""How a slot keeps the weights of a step: of which leaves, in which dtype and memory, and as what."""
+"""Format of snapshots: their leaves, dtype, memory, and differences to the first weights."""
 
 import functools
 from typing import Any

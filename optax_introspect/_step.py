@@ -19,7 +19,7 @@ Arrays = list[jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)  # told apart by identity, as a static argument of jit
 class Introspection:
-    """What is known of an `introspect` before training.
+    """Settings of an `introspect`, fixed before training.
 
     Attributes:
       plan: The plan.

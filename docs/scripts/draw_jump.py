@@ -1,6 +1,6 @@
 """Draws `docs/jump.png`: one weight in a training with a jump and in one without.
 
-Run `python docs/scripts/draw_jump.py` in the top folder of the repository.
+Run `python -m docs.scripts.draw_jump` in the top folder of the repository.
 """
 
 import sys
@@ -11,11 +11,10 @@ import matplotlib
 import numpy as np
 import optax
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from examples.problem import batch, initial_params, loss
+from optax_introspect import introspect, pretrained
 
-from examples.problem import batch, initial_params, loss  # noqa: E402
-from optax_introspect import introspect, pretrained  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 JUMP, STEPS = 200, 420
 UNIT = (5, 9)  # the weight that is drawn

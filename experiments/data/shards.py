@@ -1,4 +1,4 @@
-"""Whether the files of a split that TFDS prepared as array_record are all there, and whole."""
+"""Finds missing and incomplete files among those that TFDS prepared."""
 
 import os
 from typing import Any

@@ -1,14 +1,14 @@
 """Three ways to evaluate a network on every weight of an array.
 
-Measured on two CPU cores for the paper's network, 4-40-1 with ReLU:
+Measured on two CPU cores by `python -m experiments benchmark`, with the default predictor:
 
-=============  ============  =====================  ============================
-form           ns a weight   memory, bytes a weight  compilation of an array, s
-=============  ============  =====================  ============================
-`vmapped`      37 to 110     36, of a chunk          0.1
-`broadcast`    50 to 130     0                       0.02
-`written_out`  3 to 5        0                       0.15 to 0.3
-=============  ============  =====================  ============================
+=============  ============  ====================
+form           ns a weight   compiles
+=============  ============  ====================
+`vmapped`      34 to 62      in between
+`broadcast`    169 to 193    fastest
+`written_out`  7 to 11       slowest
+=============  ============  ====================
 
 So `written_out` is for arrays of more than a quarter of a million weights, `broadcast` for all others and for GPUs,
 where XLA splits the long expression into many kernels, and `vmapped` for networks that are not dense layers. It is also

@@ -23,7 +23,6 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from experiments import imagenet, results
@@ -115,26 +114,6 @@ def records(monkeypatch):
     monkeypatch.setitem(NETWORKS, "Tiny", Tiny)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Lets all runs, those in processes of their own too, compile the tiny network once."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-            patch.setenv(name.upper(), str(value))
-        compilation_cache.reset_cache()
-        yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run that nothing interrupts."""
@@ -210,7 +189,10 @@ class TestOptions:
 
     def test_arrays_are_shared_along_their_largest_dimension(self):
         mesh = jax.sharding.AbstractMesh((8,), ("data",), axis_types=(AxisType.Auto,))
-        spec = lambda shape, fsdp=True: imagenet._sharding(shape, mesh, fsdp).spec  # noqa: E731
+
+        def spec(shape, fsdp=True):
+            return imagenet._sharding(shape, mesh, fsdp).spec
+
         assert spec((11, 11, 3, 96)) == PartitionSpec(None, None, None, "data")
         assert spec((4096, 4096)) == PartitionSpec(None, "data")
         assert spec((9216, 4096)) == PartitionSpec("data")
