@@ -16,6 +16,9 @@ from .forecasters._base import Forecaster
 
 Arrays = list[jax.Array]
 
+# Weights of an array up to which arrays of one shape are checked together: each check takes 20 ms to compile.
+SMALL = 1 << 12
+
 
 @dataclasses.dataclass(frozen=True, eq=False)  # told apart by identity, as a static argument of jit
 class Introspection:
@@ -153,8 +156,6 @@ def _displacements(this: Introspection, last: Arrays, others: list[Arrays], weig
     slot_of_point = jnp.asarray(this.jump_slots)[jnp.argmax(n == this.jump_steps)]
     key = jax.random.fold_in(jax.random.key(0), n)
 
-    # Traced once for all arrays of one shape and dtype.
-    @jax.jit
     def displacement(
         last: jax.Array, others: list[jax.Array], weight: jax.Array, slot_of_point: jax.Array, key: jax.Array
     ) -> jax.Array:
@@ -175,11 +176,11 @@ def _displacements(this: Introspection, last: Arrays, others: list[Arrays], weig
         return (forecast.astype(points[0].dtype) - points[0]).astype(last.dtype)
 
     # Each in a branch of its own, always taken: arrays of one shape would otherwise share the constants of a network,
-    # and XLA would write these down for every weight.
+    # and XLA would write these down for every weight. Traced once for all arrays of one shape and dtype.
+    in_own_branch = jax.jit(partial(write_if, n >= 0, displacement))
     return [
-        write_if(n >= 0, displacement, last[i], [slot[i] for slot in others], weight, slot_of_point, fold)
+        in_own_branch(last[i], [slot[i] for slot in others], weight, slot_of_point, jax.random.fold_in(key, i))
         for i, weight in enumerate(weights)
-        for fold in [jax.random.fold_in(key, i)]
     ]
 
 
@@ -201,11 +202,15 @@ def _all_finite(displacements: Arrays, weights: Arrays, dtypes: list[Any]) -> ja
       dtypes: Dtypes of the updates, which the displacements are added to: one that is not finite there makes the weight
         so, too.
     """
+    together: dict[Any, list[int]] = {}
+    for i, (w, dtype) in enumerate(zip(weights, dtypes, strict=True)):
+        together.setdefault((w.shape, w.dtype, dtype) if w.size <= SMALL else i, []).append(i)
     finite: list[Any] = [True]
-    for d, w, dtype in zip(displacements, weights, dtypes, strict=True):
-        wide = compute_dtype(w.dtype)
+    for numbers in together.values():
+        d, w = (jnp.stack([arrays[i] for i in numbers]) for arrays in (displacements, weights))
+        dtype, wide = dtypes[numbers[0]], compute_dtype(w.dtype)
         moved = (w.astype(wide) + d.astype(dtype).astype(wide)).astype(w.dtype)
-        # The largest magnitude is finite only if all are: one number an array, where `isfinite` would write a mask.
+        # The largest magnitude is finite only if all are: one number, where `isfinite` would write a mask.
         parts = (moved.real, moved.imag) if jnp.iscomplexobj(moved) else (moved,)
         finite += [jnp.isfinite(jnp.max(jnp.abs(part), initial=0)) for part in parts]
     return jnp.all(jnp.array(finite))

@@ -10,9 +10,9 @@ form           ns a weight   compiles
 `written_out`  7 to 11       slowest
 =============  ============  ====================
 
-So `written_out` is for arrays of more than a quarter of a million weights, `broadcast` for all others and for GPUs,
-where XLA splits the long expression into many kernels, and `vmapped` for networks that are not dense layers. It is also
-the definition that the other two are tested against.
+So `written_out` is for arrays of more than a quarter of a million weights and for long vectors, `broadcast` for all
+others and for GPUs, where XLA splits the long expression into many kernels, and `vmapped` for networks that are not
+dense layers. It is also the definition that the other two are tested against.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,6 +27,10 @@ from jax import lax
 # Weights of an array above which writing out the units saves more in a few jumps than it costs to compile. Below, what
 # XLA does not fuse of `broadcast`, an array of the same size, takes a megabyte at most.
 WRITTEN_OUT_ABOVE = 1 << 18
+
+# The same for vectors: of those, XLA 0.12 for CPUs takes time that grows with the square of their length for
+# `broadcast`, 10 microseconds a weight at 40 000 weights.
+VECTOR_WRITTEN_OUT_ABOVE = 1 << 12
 
 # Multiplications of a network up to which its units are fused into one loop.
 MOST_MULTIPLICATIONS = 1 << 10
@@ -61,7 +65,9 @@ def evaluate_dense(layers: Sequence[Dense], inputs: Sequence[jax.Array]) -> jax.
     Returns:
       The output, an array of that shape and dtype.
     """
-    if inputs[0].size <= WRITTEN_OUT_ABOVE:
+    size, shape = inputs[0].size, inputs[0].shape
+    is_vector = size == max(shape, default=1)
+    if size <= (VECTOR_WRITTEN_OUT_ABOVE if is_vector else WRITTEN_OUT_ABOVE):
         return broadcast(layers, inputs)
     output: jax.Array = lax.platform_dependent(
         *inputs,

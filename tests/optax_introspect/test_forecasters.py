@@ -116,10 +116,18 @@ class TestContract:
 def test_fused_forms_equal_the_vmapped_module(name, form, monkeypatch):
     forecaster = MAKERS[name]()
     monkeypatch.setattr(_evaluate, "WRITTEN_OUT_ABOVE", 0 if form is _evaluate.written_out else 1 << 30)
-    points = points_of(forecaster, (50,))
+    points = points_of(forecaster, (5, 10))
     expected = forecaster.definition(*points)
     scale = np.abs(np.stack(points)).max()
     np.testing.assert_allclose(forecaster(*points, key=KEY), expected, rtol=1e-5, atol=3e-6 * scale)
+
+
+@pytest.mark.parametrize(("shape", "sums"), [((4096,), True), ((4097,), False), ((17, 241), True), ((1, 4097), False)])
+def test_a_long_vector_is_written_out(shape, sums):
+    forecaster = MAKERS["mnist-n0"]()
+    points = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 4
+    program = jax.jit(lambda *w: forecaster(*w, key=KEY)).lower(*points).as_text()
+    assert ("stablehlo.reduce" in program) == sums
 
 
 def test_a_module_of_any_kind_is_vmapped_in_chunks(monkeypatch):
