@@ -197,7 +197,7 @@ def _mnist_3(optimizer: str, spelled: str, learning_rate: float, paper: Paper) -
         ),
         every=250,
         around=JUMPS_3,
-        drawn=("plain", "introspection", "two-point-1.5", "ema", "quadratic-1.4"),
+        drawn=("plain", "introspection", "two-point-1.5", "nesterov-20", "quadratic-1.4"),
         claims=_forecast_claims("noise-0.02", 1.18),
         paper=paper,
         choices=(
