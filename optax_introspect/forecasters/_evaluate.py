@@ -5,9 +5,9 @@ Measured on two CPU cores by `python -m experiments benchmark`, with the default
 =============  ============  ====================
 form           ns a weight   compiles
 =============  ============  ====================
-`vmapped`      34 to 62      in between
-`broadcast`    169 to 193    fastest
-`written_out`  7 to 11       slowest
+`vmapped`      34 to 57      in between
+`broadcast`    153 to 222    fastest
+`written_out`  7 to 13       slowest
 =============  ============  ====================
 
 So `written_out` is for arrays of more than a quarter of a million weights and for long vectors, `broadcast` for all
