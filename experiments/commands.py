@@ -27,6 +27,7 @@ from . import results, runs
 from ._config import Experiment, Study
 from .data import load
 from .imagenet import ImageNet
+from .language import Language
 from .registry import EXPERIMENTS
 from .runs import Context, Run, TrainingRun
 from .studies import Movement, Predictors
@@ -126,7 +127,7 @@ def choose(names: Sequence[str], arms: Sequence[str], seeds: Sequence[int], step
                 for seed in range(arm.seeds)
                 if not seeds or seed in seeds
             ]
-        elif isinstance(experiment, Predictors | Movement):
+        elif isinstance(experiment, Predictors | Movement | Language):
             chosen += experiment.runs(own, tuple(seeds))
     if not chosen:
         raise ValueError(f"seeds must be those of an arm of {', '.join(names)}; got {list(seeds)}")
@@ -155,7 +156,7 @@ def execute(
         if results_dir is not None:
             _check_versions({run.experiment.name for run in chosen}, results_dir)
         for name in dict.fromkeys(run.experiment.data for run in chosen):
-            console.print(f"{name}: {context.images(name).source}")
+            console.print(f"{name}: {context.data(name).source}")
         stopped = False
         # Other experiments may need the predictors.
         for first in (True, False):
@@ -183,7 +184,9 @@ def _arms(experiment: Study) -> Sequence[Any]:
 
 def _count(experiment: Study) -> int:
     return (
-        experiment.count if isinstance(experiment, Predictors | Movement) else sum(a.seeds for a in _arms(experiment))
+        experiment.count
+        if isinstance(experiment, Predictors | Movement | Language)
+        else sum(a.seeds for a in _arms(experiment))
     )
 
 

@@ -1,8 +1,9 @@
 """All experiments, by name."""
 
-from . import cifar10, imagenet, mnist
+from . import cifar10, imagenet, language, mnist
 from ._config import Study
 
 EXPERIMENTS: dict[str, Study] = {
-    experiment.name: experiment for experiment in (*mnist.EXPERIMENTS, *cifar10.EXPERIMENTS, *imagenet.RECORDS.values())
+    experiment.name: experiment
+    for experiment in (*mnist.EXPERIMENTS, *cifar10.EXPERIMENTS, *language.EXPERIMENTS, *imagenet.RECORDS.values())
 }

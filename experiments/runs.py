@@ -19,7 +19,6 @@ import filelock
 
 from . import results
 from ._config import Arm, Experiment, Study
-from .data import Images
 from .networks import NETWORKS
 from .optimizers import fingerprint, optimizer
 from .training import Row, Task, measure, stops_of, train
@@ -34,13 +33,13 @@ class Context:
 
     Attributes:
       workdir: the work folder.
-      images: from the key of a data set to its images.
+      data: from the key of a data set to its images, or its text.
       deadline: time of `time.time` at which to stop; None is never.
       advance: called with the number of steps that were made.
     """
 
     workdir: Path
-    images: Callable[[str], Images]
+    data: Callable[[str], Any]
     deadline: float | None = None
     advance: Callable[[int], None] = lambda steps: None
 
@@ -96,7 +95,7 @@ class Run(abc.ABC):
 
     def about(self, context: Context) -> Settings:
         """Returns what results depend on: settings, versions, and the kind of images."""
-        place = results.environment(context.images(self.experiment.data).kind)
+        place = results.environment(context.data(self.experiment.data).kind)
         versions = {"optax-introspect": importlib.metadata.version("optax-introspect"), **place["versions"]}
         settings = self.experiment_settings() | {"arm": self.arm_settings(context), "seed": self.seed}
         return {"settings": settings, "images": place["images"], "versions": versions}
@@ -152,7 +151,7 @@ class TrainingRun(Run):
     def work(self, context: Context, folder: Path) -> Tables:
         """Trains, and returns the evaluations, up to the first that is not finite."""
         experiment, arm = self.experiment, self.arm
-        images = context.images(experiment.data)
+        images = context.data(experiment.data)
         task = Task(NETWORKS[experiment.network], images, experiment.batch_size, self.seed, experiment.augmentation)
         how = optimizer(experiment, arm, context.predictors)
         stops, around = stops_of(experiment, arm)

@@ -209,7 +209,7 @@ class FitRun(Run):
         arm: Fit = self.arm
         init, seed = HISTORIES[arm.history]
         network = ConvNet if init is None else functools.partial(ConvNet, kernel_init=init)
-        images = context.images(self.experiment.data)
+        images = context.data(self.experiment.data)
         about = {"history": arm.history, "images": images.kind, "steps": arm.steps, "record_every": arm.record_every}
         shared = folder.parents[1] / "histories" / arm.history
         with locked(shared, "another process works on", seconds=-1):  # others wait for it
@@ -245,7 +245,7 @@ class MovementRun(Run):
         jumps = optax.chain(base, oi.introspect(arm.jump_steps, oi.pretrained("mnist-n0")))
         histories = []
         for name, tx in {"plain": base, "jumps": jumps}.items():
-            images = context.images(self.experiment.data)
+            images = context.data(self.experiment.data)
             task = Task(NETWORKS[arm.network], images, arm.batch_size, self.seed, arm.augmentation)
             about = {"arm": dataclasses.asdict(arm), "seed": self.seed, "images": images.kind}
             history, _ = record(task, tx, arm.steps, arm.record_every, folder / name, context, about)

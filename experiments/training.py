@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,24 @@ class State:
     rows: list[Row] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     cpu_seconds: float = 0.0
+
+
+class Trainable(Protocol):
+    """Protocol of what `train` trains.
+
+    Attributes:
+      in_blocks: whether many steps are made in one call.
+    """
+
+    in_blocks: bool
+
+    def start(self, optimizer: Optimizer) -> State:
+        """Returns the state at step 0, in buffers of its own."""
+        ...
+
+    def stepper(self, optimizer: Optimizer) -> Callable[[Trained, int, int], Trained]:
+        """Returns the function that makes the steps from one number to another, in the buffers that it is given."""
+        ...
 
 
 class Task:
@@ -203,7 +221,7 @@ class Task:
 
 
 def train(
-    task: Task,
+    task: Trainable,
     optimizer: Optimizer,
     stops: Iterable[int],
     folder: Path,
@@ -313,12 +331,15 @@ def measure(task: Task, optimizer: Optimizer, state: State, train_examples: int,
         except FloatingPointError:
             again = dict.fromkeys(found, math.nan)
         row |= {f"recalibrated_{name}": value for name, value in again.items()}
-    for name in ("jumps_taken", "jumps_refused"):
-        count = optax.tree.get(state.trained.opt_state, name)
-        if count is not None:
-            row[name] = int(count)
+    row |= jump_counts(state.trained.opt_state)
     state.rows.append({name: rounded(value) for name, value in row.items()})
     return math.isfinite(found["train_loss"]) and math.isfinite(found["test_loss"])
+
+
+def jump_counts(opt_state: Any) -> Row:
+    """Returns the numbers of jumps that were taken and refused, if there is an `introspect`."""
+    counts = {name: optax.tree.get(opt_state, name) for name in ("jumps_taken", "jumps_refused")}
+    return {name: int(count) for name, count in counts.items() if count is not None}
 
 
 def rounded(value: Any) -> Any:

