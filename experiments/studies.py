@@ -172,7 +172,7 @@ def record(
       every: updates from one record to the next.
       folder: gets the history, and checkpoints.
       context: the context.
-      about: metadata of the history; a run of others can't be gone on with.
+      about: metadata of the history. A recording can only be continued with the same metadata.
 
     Returns:
       The history, and the last weights.

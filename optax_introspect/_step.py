@@ -16,7 +16,7 @@ from .forecasters._base import Forecaster
 
 Arrays = list[jax.Array]
 
-# Weights of an array up to which arrays of one shape are checked together: each check takes 20 ms to compile.
+# Weights of an array up to which arrays of one shape are checked together: XLA compiles each check by itself.
 SMALL = 1 << 12
 
 

@@ -28,7 +28,7 @@ def load(name: str, data_dir: Path | None = None) -> Any:
 
     Args:
       name: a key of `DATA`.
-      data_dir: the folder to take it from; None looks in the usual places.
+      data_dir: the folder, or the file of text, to take it from; None looks in the usual places.
 
     Raises:
       FileNotFoundError: it can't be had, or there is no `data_dir`, or it lacks files.

@@ -78,13 +78,13 @@ class Sequences:
 
     @functools.cached_property
     def starts(self) -> npt.NDArray[np.int32]:
-        """Where each sequence begins in the blocks, one after the other, `[sequences]`."""
+        """Index of the first byte of each sequence, int32 `[sequences]`, in the flattened blocks."""
         in_block = np.arange(0, BLOCK - self.context, self.context)
         starts = (np.arange(len(self.blocks))[:, None] * BLOCK + in_block).ravel().astype(np.int32)
         return starts if self.seed is None else np.random.default_rng(self.seed).permutation(starts)
 
     def batch(self, step: int) -> npt.NDArray[np.int32]:
-        """Returns where the sequences of a step begin, `[batch_size]`."""
+        """Returns the starts of the sequences of a step, `[batch_size]`."""
         return self.starts[step * self.batch_size : (step + 1) * self.batch_size]
 
 

@@ -28,8 +28,7 @@ from jax import lax
 # XLA does not fuse of `broadcast`, an array of the same size, takes a megabyte at most.
 WRITTEN_OUT_ABOVE = 1 << 18
 
-# The same for vectors: of those, XLA 0.12 for CPUs takes time that grows with the square of their length for
-# `broadcast`, 10 microseconds a weight at 40 000 weights.
+# The same for vectors: with jax 0.12 on CPUs, `broadcast` takes time that grows with the square of their length.
 VECTOR_WRITTEN_OUT_ABOVE = 1 << 12
 
 # Multiplications of a network up to which its units are fused into one loop.
