@@ -13,7 +13,27 @@ project = "optax_introspect"
 root_doc = "docs/index"
 include_patterns = ["docs/**", "results/*.md", "checkpoints/*/README.md"]
 exclude_patterns = [".*", "build", "examples", "experiments", "optax_introspect", "runs", "shared", "tests"]
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_gallery.gen_gallery",
+]
+
+# These examples are run, and shown with what they print and draw; the others are loops to copy from.
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "docs/gallery",
+    "filename_pattern": "",
+    "ignore_pattern": r"^(?!digits|language_model|own_predictor)",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "show_memory": False,
+    "show_signature": False,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+}
 
 # Names of this package must be found; others are not looked for, as that would need a network.
 nitpicky = True

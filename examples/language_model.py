@@ -116,8 +116,8 @@ for step in losses["AdamW"]:
 # The gain, if there is one, comes at the end, when the learning rate falls.
 
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-for (name, each), style in zip(losses.items(), ({"color": "black", "marker": "x"}, {"color": "#0072B2", "marker": "o"})):
-    axis.plot(list(each), list(each.values()), label=name, **style)
+for (name, each), colour, marker in zip(losses.items(), ("black", "#0072B2"), "xo", strict=True):
+    axis.plot(list(each), list(each.values()), label=name, color=colour, marker=marker)
 axis.set(xlabel="step", ylabel="held-out loss, nats a byte")
 axis.grid(alpha=0.3)
 axis.legend()

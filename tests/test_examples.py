@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/*.py") if path.stem not in ("__init__", "problem"))
+# These are shown with what they print and draw; the others are loops to copy from.
+GALLERY = ("digits", "language_model", "own_predictor")
+OTHERS = ("__init__", "problem", *GALLERY)
+EXAMPLES = sorted(path.stem for path in ROOT.glob("examples/*.py") if path.stem not in OTHERS)
 # These train the same network on the same batches.
 ALIKE = ("accumulation", "data_parallel", "scan")
 
@@ -46,3 +49,12 @@ def test_eight_devices_give_the_loss_of_one():
 def test_every_example_is_in_the_guide():
     guide = (ROOT / "docs" / "your-loop.md").read_text()
     assert sorted(set(re.findall(r"examples/(\w+)\.py", guide))) == EXAMPLES
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_the_gallery_prints_and_draws(name, tmp_path):
+    command = [sys.executable, ROOT / "examples" / f"{name}.py", "--steps", "100"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"MPLBACKEND": "agg"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
