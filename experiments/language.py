@@ -1,7 +1,6 @@
 """Language models: do jumps help a transformer with a tuned AdamW, in one pass over its text?
 
-Every way to train gets the same budgets and at least the four learning rates of `RATES`; plain AdamW gets three `b1` as
-well. Seed 0 chooses (`run language-tuning`), the seeds 1 to 3 are measured (`run language`).
+Every way to train gets the same budgets and four learning rates; plain AdamW gets three `b1` as well. Seed 0 chooses (`run language-tuning`), the seeds 1 to 3 are measured (`run language`).
 """
 
 import dataclasses
@@ -33,6 +32,8 @@ EVALUATED, AT_A_TIME = 1 << 16, 64
 EVALUATIONS = 10
 BUDGETS = (1500, 3000, 6000, 12_000)
 RATES = (2e-3, 4e-3, 8e-3, 16e-3)
+# Of outer momentum, which multiplies the length of steps by two to three.
+MOMENTUM_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 PERIODS = (10, 20, 50, 100)
 MOMENTA = ((0.8, 0.75), (1.0, 0.5))
 Jumps = tuple[Sequence[int], oi.Forecaster]
@@ -45,15 +46,22 @@ class Way(NamedTuple):
       label: the name in tables and figures.
       jumps: from the number of steps to the jump steps and the forecaster; None trains without jumps.
       averages: evaluates an average of the weights.
+      rates: learning rates that are tried.
     """
 
     label: str
     jumps: Callable[[int], Jumps] | None = None
     averages: bool = False
+    rates: tuple[float, ...] = RATES
 
 
 def _even(make: Callable[..., oi.Forecaster], period: int, *arguments: float) -> Callable[[int], Jumps]:
     return lambda steps: (range(period - 1, steps, period), make(period, *arguments))
+
+
+def _momentum(name: str, make: Callable[..., oi.Forecaster], period: int, eta: float, mu: float) -> Way:
+    label = f"{name}, every {period}, {eta:g}, {mu:g}"
+    return Way(label, _even(make, period, eta, mu), rates=MOMENTUM_RATES)
 
 
 def _sparse(make: Callable[[], oi.Forecaster]) -> Callable[[int], Jumps]:
@@ -65,11 +73,11 @@ WAYS = {
     "ema": Way("EMA of weights", averages=True),
     "lookahead": Way("lookahead", _even(oi.lookahead, 5, 0.5)),
     **{
-        f"nesterov-{k}-{eta:g}-{mu:g}": Way(f"Nesterov, every {k}, {eta:g}, {mu:g}", _even(oi.nesterov, k, eta, mu))
+        f"nesterov-{k}-{eta:g}-{mu:g}": _momentum("Nesterov", oi.nesterov, k, eta, mu)
         for k in PERIODS
         for eta, mu in MOMENTA
     },
-    "heavy-ball": Way("heavy ball, every 20", _even(oi.heavy_ball, 20, 1.0, 0.5)),
+    "heavy-ball": _momentum("heavy ball", oi.heavy_ball, 20, 1.0, 0.5),
     "network": Way("network, 3 jumps", _sparse(oi.pretrained)),
     "two-points": Way("two points, 1.3, 3 jumps", _sparse(lambda: oi.polynomial(1, 1.3, points=(1.0, 0.4)))),
 }
@@ -252,7 +260,7 @@ class LanguageRun(Run):
 
 def _tuning() -> tuple[Training, ...]:
     plain = [Training("plain", n, rate, b1) for n in BUDGETS for rate in RATES for b1 in (0.9, 0.95, 0.97)]
-    others = [Training(way, n, rate) for way in WAYS if way != "plain" for n in BUDGETS for rate in RATES]
+    others = [Training(way, n, rate) for way in WAYS if way != "plain" for n in BUDGETS for rate in WAYS[way].rates]
     return (*plain, *others)
 
 
