@@ -1,6 +1,7 @@
 """Language models: do jumps help a transformer with a tuned AdamW, in one pass over its text?
 
-Every way to train gets the same budgets and four learning rates; plain AdamW gets three `b1` as well. Seed 0 chooses (`run language-tuning`), the seeds 1 to 3 are measured (`run language`).
+Every way to train gets the same budgets and four learning rates; plain AdamW gets three `b1` as well. Seed 0 chooses
+(`run language-tuning`), and the seeds 1 to 3 are measured (`run language`).
 """
 
 import dataclasses

@@ -11,10 +11,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from . import figures, results, statistics
+from . import figures, language, results, statistics
 from ._config import Experiment
 from .results import FOLDER
-from .tables import TABLES, WAYS, Report, best, plain_of
+from .tables import TABLES, WAYS, Report, best, language_arms, plain_of
 
 _MARKED = re.compile(r"(<!-- (table|figure): ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -99,6 +99,18 @@ def _movement_figure(report: Report, name: str) -> Figure:
     return figures.movement(found, results.read(f"{name}-curves", report.folder), labels)
 
 
+def _language_figure(report: Report) -> Figure:
+    found, groups = report.read("language"), {}
+    for steps in sorted({own["steps"] for own in found.info["arms"].values()}):
+        arms = language_arms(found, steps)
+        plain = arms.pop("plain")
+        changes = {
+            language.WAYS[way].label: statistics.relative(found, arm, plain, "loss") for way, arm in arms.items()
+        }
+        groups[f"{steps} steps"] = changes
+    return figures.intervals(groups, "held-out loss, % of tuned AdamW's (95 % intervals; left is better)")
+
+
 FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
     "gains": ("Final test accuracy of jumps less plain in every experiment, with intervals", _all_gains),
     "curves": ("Test accuracy against steps, and the difference to plain training", _curves),
@@ -108,6 +120,10 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
     "predictors": ("Gain of every fitted predictor on MNIST_3, with intervals", _predictors_figure),
     "schedules": ("Gain against the number of jumps, their distance and the first of them", _schedules),
     "layers": ("Test loss after each jump, by the weights that jump", _layers_figure),
+    "language": (
+        "Loss of each way to train a language model against that of tuned AdamW, with intervals",
+        _language_figure,
+    ),
     "movement": ("How many weights change by how much, and curves of single weights", _movement_figure),
 }
 

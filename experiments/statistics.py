@@ -4,8 +4,9 @@ Runs of one seed have the same start, batches and dropout, so that arms are comp
 the last step that both arms were evaluated at.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,6 +100,33 @@ def share_of_steps(results: Results, arm: str, against: str) -> float:
         there = ours["step"][(ours["step"] > 0) & (ours["test_accuracy"] >= other["test_accuracy"][best])]
         shares.append(float(there[0] / other["step"][best]) if len(there) else math.inf)
     return float(np.median(shares)) if shares else math.nan
+
+
+def share_of_budget(plain: Mapping[int, Array], losses: Array, budget: int) -> tuple[float, tuple[float, float]]:
+    """Returns the share of plain's steps that a way to train takes to the same loss, with its 95 % bootstrap interval.
+
+    Plain's steps are read off its own losses at the end of several budgets: the logarithm of the steps is linear in the
+    loss between two budgets, and goes on so beyond the first and the last. Seeds are drawn for both together, in all
+    ways with replacement.
+
+    Args:
+      plain: from the budget to plain's losses at its end, one a seed.
+      losses: losses of the other way at the end of its budget, of the same seeds.
+      budget: its steps.
+    """
+    steps = np.log(sorted(plain))
+    losses_of_plain = np.array([plain[n] for n in sorted(plain)])
+
+    def share(seeds: Sequence[int]) -> float:
+        ends, end = losses_of_plain[:, list(seeds)].mean(1), losses[list(seeds)].mean()
+        i = int(np.clip(np.searchsorted(-ends, -end), 1, len(ends) - 1))
+        slope = (steps[i] - steps[i - 1]) / (ends[i] - ends[i - 1])
+        return float(budget / np.exp(steps[i] + slope * (end - ends[i])))
+
+    every = range(len(losses))
+    drawn = [share(seeds) for seeds in itertools.product(every, repeat=len(losses))]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return share(every), (float(low), float(high))
 
 
 def deepest_fall(results: Results, arm: str, against: str) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import results, statistics
+from . import language, results, statistics
 from ._config import Claim, Experiment, Study
 from .results import FOLDER, Results
 from .statistics import Difference
@@ -269,6 +269,45 @@ def _movement(report: Report) -> str:
     return table(("training", "seeds", "weights that make half of all change, %", "weights that never move, %"), rows)
 
 
+def language_arms(found: Results, steps: int) -> dict[str, str]:
+    """Returns the arm of each way to train a language model for so many steps, plain first; of those measured."""
+    arms = {own["way"]: arm for arm, own in found.info["arms"].items() if own["steps"] == steps}
+    return {way: arms[way] for way in language.WAYS if way in arms}
+
+
+def _language(report: Report) -> str:
+    found, tuning = report.read("language"), report.read("language-tuning")
+    budgets = sorted({own["steps"] for own in found.info["arms"].values()})
+    plain = {n: _losses(found, language_arms(found, n)["plain"]) for n in budgets}
+    rows = []
+    for steps in budgets:
+        arms = language_arms(found, steps)
+        for way, arm in arms.items():
+            own, losses = found.info["arms"][arm], _losses(found, arm)
+            tries = sum((other["way"], other["steps"]) == (way, steps) for other in tuning.info["arms"].values())
+            chosen = f"{own['rate']:g}" + (f", b1 {own['b1']:g}" if way == "plain" else "")
+            row = [f"{steps}, {language.WAYS[way].label}", str(tries), chosen, f"{losses.mean():.3f}"]
+            if way == "plain":
+                rows.append([*row, _DASH, _DASH])
+            else:
+                share, (low, high) = statistics.share_of_budget(plain, losses, steps)
+                change = interval(statistics.relative(found, arm, arms["plain"], "loss"))
+                rows.append([*row, change, f"{share:.2f} [{low:.2f}, {high:.2f}]"])
+    header = (
+        "steps, way",
+        "tries",
+        "chosen rate",
+        "loss, nats a byte",
+        "difference to plain, %",
+        "share of plain's steps",
+    )
+    return table(header, rows)
+
+
+def _losses(found: Results, arm: str) -> Any:
+    return np.array([curve["loss"][-1] for curve in found.curves(arm).values()])
+
+
 def _precision(report: Report) -> str:
     c, rows = results.read("precision", report.folder).columns, []
     for run, dtype, kept in dict.fromkeys(zip(c["run"], c["dtype"], c["kept"], strict=True)):
@@ -284,5 +323,5 @@ def _precision(report: Report) -> str:
 TABLES: dict[str, Callable[..., str]] = {
     "summary": _summary, "claims": _claims, "arms": _arms, "rates": _rates, "budgets": _budgets,
     "predictors": _predictors, "layers": _layers, "batch-norm": _batch_norm,
-    "movement": _movement, "precision": _precision,
+    "movement": _movement, "language": _language, "precision": _precision,
 }  # fmt: skip

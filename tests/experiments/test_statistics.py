@@ -93,3 +93,15 @@ GAIN, NONE = [0.6, 0.61, 0.6], [0.501, 0.5, 0.499]
 def test_verdicts(ends, claim, verdict):
     found = made({"jumps": [[0.0, 0.5, end] for end in ends], "plain": [[0.0, 0.4, 0.5] for _ in ends]})
     assert statistics.verdict(found, claim) == verdict
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 1.0, 1.5, 4.0])
+def test_share_of_a_budget_is_read_off_the_budgets_of_plain(share):
+    noise = np.array([0.0, 0.02, -0.02])
+    plain = {n: 2 - 0.3 * math.log(n / 1000) + noise for n in (1500, 3000, 6000)}
+    losses = 2 - 0.3 * math.log(3000 / share / 1000) + noise
+    found, interval = statistics.share_of_budget(plain, losses, 3000)
+    assert found == pytest.approx(share)
+    assert interval == pytest.approx((share, share))  # the same seeds in both: what is common to them cancels
+    low, high = statistics.share_of_budget(plain, losses + np.array([0.01, 0.0, -0.01]), 3000)[1]
+    assert low < share < high
