@@ -38,6 +38,7 @@ def test_loops_give_the_weights_of_the_plain_one(name):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_loss_of_one():
     code = "from examples.data_parallel import main; print(main(steps=100, jump_steps=(50,)).losses[-1])"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
@@ -51,6 +52,7 @@ def test_every_example_is_in_the_guide():
     assert sorted(set(re.findall(r"examples/(\w+)\.py", guide))) == EXAMPLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GALLERY)
 def test_the_gallery_prints_and_draws(name, tmp_path):
     command = [sys.executable, ROOT / "examples" / f"{name}.py", "--steps", "100"]

@@ -74,6 +74,7 @@ def test_import_loads_little_beside_optax_and_flax():
     assert set(python(code)) - set(sys.stdlib_module_names) == {"optax_introspect"}
 
 
+@pytest.mark.slow
 def test_the_wheel_carries_the_predictors(tmp_path):
     build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)

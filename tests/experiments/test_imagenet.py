@@ -248,6 +248,7 @@ class TestTrain:
             trained(tmp_path)
 
 
+@pytest.mark.slow
 class TestResume:
     def test_after_a_kill_with_the_same_bits(self, whole, killed, tmp_path):
         shutil.copytree(killed, tmp_path, dirs_exist_ok=True)

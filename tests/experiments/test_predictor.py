@@ -22,6 +22,7 @@ def files(folder):
     return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 def test_run_twice_it_gives_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(predictor, "load", lambda name, data_dir: tiny.digits())
     monkeypatch.setattr(studies, "BATCH_SIZE", 10)
@@ -126,6 +127,7 @@ def test_curves_without_and_with_jumps(moved):
     assert row["plain"] == pytest.approx(plain.read(row["step"])[row["weight"]], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_recording_goes_on_with_the_same_bits(tmp_path, monkeypatch, moved):
     recorded = Recorded("dense", "dense", "sgd", 0.1, 50, 40, 8, (20, 30))
     study = Movement(name="movement", title="", question="", minutes=1, data="digits", arms=(recorded,), seeds=1)

@@ -24,6 +24,7 @@ def short(monkeypatch):
     monkeypatch.setattr(quickstart, "load", none)
 
 
+@pytest.mark.slow
 def test_without_a_network_it_takes_the_digits_and_says_so(short, tmp_path, capsys):
     quickstart.quickstart(workdir=tmp_path / "work", output=tmp_path / "output")
     printed = capsys.readouterr().out

@@ -94,6 +94,7 @@ def test_every_row_of_the_paper_is_listed_with_its_state(monkeypatch, capsys, co
 # The work folder.
 
 
+@pytest.mark.slow
 def test_two_commands_on_one_folder(complete):
     before = contents(complete)
     with runs.locked(complete, "test"), pytest.raises(BlockingIOError, match=f"another command works on {complete}"):
@@ -185,6 +186,7 @@ def command(workdir, *options):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on(tmp_path):
     first = command(tmp_path / "work")
     deadline = time.monotonic() + 200

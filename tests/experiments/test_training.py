@@ -49,6 +49,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "moment"), [*(("dense", moment) for moment in MOMENTS), ("conv", "with a checkpoint")]
 )

@@ -245,6 +245,7 @@ def test_a_recording_that_is_killed_leaves_whole_steps(whole, tmp_path):
     assert {file.name for file in folder.iterdir()} == {file.name for file in (whole / "history").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_killed_goes_on_bit_for_bit(whole, tmp_path):
     folder, expected = tmp_path / "fit", weights_of(fit_all(whole / "fit"))
     for copy in kill(folder, "fit_all", 9, 30, 13):

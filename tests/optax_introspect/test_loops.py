@@ -313,6 +313,7 @@ def strict():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["network", "others"])
 def test_modes_of_jax_change_nothing(kind):
     def run(context):

@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 
 def start(process, processes, *address):
     environment = {
@@ -33,12 +35,14 @@ def passed(*programs):
     return [re.findall("^passed: (.*)$", output, re.MULTILINE) for output, _ in results]
 
 
+@pytest.mark.slow
 def test_on_eight_simulated_devices():
     (lines,) = passed(start(0, 1))
     kinds = [f"{kind} Auto" for kind in ("fractions", "network", "refused")]
     assert lines == [*kinds, "fractions Explicit", "nnx", "3 of Optax"]
 
 
+@pytest.mark.slow
 def test_two_processes():
     with socket.socket() as free:
         free.bind(("localhost", 0))
