@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import language
+from experiments import language, results
 from experiments.data.text import BLOCK, HOLD_OUT, Sequences, load_text
 from experiments.language import Language, LanguageRun, TextTask, Training
 from experiments.runs import Context
@@ -108,3 +108,12 @@ def test_every_way_has_as_many_tries_as_the_baseline_or_fewer():
     assert {way for way, _ in tries} == language.WAYS.keys()
     for (_, steps), count in tries.items():
         assert 4 <= count <= tries["plain", steps]
+
+
+def test_what_is_measured_was_best_in_the_tuning():
+    found = results.read("language-tuning")
+    for (way, steps), (rate, b1) in language.CHOSEN.items():
+        arms = {arm: own for arm, own in found.info["arms"].items() if (own["way"], own["steps"]) == (way, steps)}
+        assert len(arms) >= 4
+        best = arms[min(arms, key=lambda arm: found.curve(arm, 0)["loss"][-1])]
+        assert (best["rate"], best["b1"]) == (rate, b1)
