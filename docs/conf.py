@@ -4,10 +4,13 @@ The sources are those of the whole repository, so that links between the guide, 
 to the same places in the repository and on the site.
 """
 
+import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells of every file while the gallery runs
 
 project = "optax_introspect"
 root_doc = "docs/index"
