@@ -261,6 +261,9 @@ class LanguageRun(Run):
 
 # From the way and the budget to the learning rate and the `b1` that were best on seed 0; the tests compare.
 CHOSEN: dict[tuple[str, int], tuple[float, float]] = {
+    ("plain", 3000): (8e-3, 0.9),
+    ("nesterov-20-0.8-0.75", 3000): (2e-3, 0.9),
+    ("nesterov-20-1-0.5", 3000): (2e-3, 0.9),
     ("plain", 6000): (4e-3, 0.9),
     ("nesterov-20-0.8-0.75", 6000): (4e-3, 0.9),
     ("nesterov-20-1-0.5", 6000): (2e-3, 0.9),
