@@ -118,7 +118,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
 def intervals(groups: Mapping[str, Mapping[str, Difference]], xlabel: str) -> Figure:
     """Draws means and 95 % intervals of differences, a row for each name and a marker for each group."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    figure, axis = _axes(height=1.0 + 0.26 * len(names))
+    figure, axis = _axes(height=1.2 + 0.26 * len(names))
     for i, (group, rows) in enumerate(groups.items()):
         shift = 0.16 * (i - (len(groups) - 1) / 2)
         for name, found in rows.items():
@@ -140,9 +140,9 @@ def intervals(groups: Mapping[str, Mapping[str, Difference]], xlabel: str) -> Fi
                 axis.annotate(f" ◀ {mean:+.1f}".replace("-", MINUS), (x, y), ha=side, va="center")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.4, -0.6)
     if len(groups) > 1:
-        axis.legend(fontsize=8)
+        _legend(figure, axis)
     return figure
 
 

@@ -108,7 +108,7 @@ def _language_figure(report: Report) -> Figure:
             language.WAYS[way].label: statistics.relative(found, arm, plain, "loss") for way, arm in arms.items()
         }
         groups[f"{steps} steps"] = changes
-    return figures.intervals(groups, "held-out loss, % of tuned AdamW's (95 % intervals; left is better)")
+    return figures.intervals(groups, "held-out loss less that of tuned AdamW, % (95 % intervals; left is better)")
 
 
 FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
