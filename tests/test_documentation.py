@@ -35,7 +35,10 @@ def run(page):
     assert printed == "", f"{page} doesn't show what is printed: {printed}"
 
 
-@pytest.mark.parametrize("page", [page for page in ["README.md", *GUIDE] if "```python\n" in text(page)])
+@pytest.mark.parametrize(
+    "page",
+    ["README.md", *(pytest.param(page, marks=pytest.mark.slow) for page in GUIDE if "```python\n" in text(page))],
+)
 def test_code_prints_what_the_page_shows(page):
     run(page)
 
@@ -86,6 +89,7 @@ def test_every_page_is_in_the_contents():
     assert [page for page in GUIDE if page != "docs/index.md" and Path(page).stem not in contents] == []
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(tmp_path):
     runpy.run_path(str(ROOT / "docs" / "scripts" / "draw_jump.py"))["main"](tmp_path / "jump.png")
     assert (tmp_path / "jump.png").read_bytes().startswith(b"\x89PNG")

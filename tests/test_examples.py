@@ -24,6 +24,7 @@ def run(name):
     return importlib.import_module(f"examples.{name}").main(steps=100, jump_steps=(50,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_learns_and_makes_its_jump(name):
     result = run(name)
@@ -31,6 +32,7 @@ def test_example_learns_and_makes_its_jump(name):
     assert result.losses[-1] < 0.5 * result.losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALIKE)
 def test_loops_give_the_weights_of_the_plain_one(name):
     weights, expected = (jax.tree.leaves(run(each).params) for each in (name, "plain"))

@@ -107,6 +107,7 @@ def test_the_other_ways_forecast_the_same():
         np.testing.assert_allclose(other, vmapped, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("measure", "rows"),
     [

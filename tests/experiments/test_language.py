@@ -88,6 +88,7 @@ def test_a_byte_is_predicted_from_those_before_it(text):
     assert np.abs(before[0, 12:] - after[0, 12:]).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", STUDY.arms, ids=lambda arm: arm.way)
 def test_a_run_learns_and_has_its_jumps(text, tmp_path, arm):
     run = LanguageRun(STUDY, arm, 0)

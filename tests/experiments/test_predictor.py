@@ -58,6 +58,7 @@ def test_bad_input(tmp_path):
     assert (tmp_path / "mnist-n0" / "mine.txt").exists()
 
 
+@pytest.mark.slow
 def test_predictors_of_one_history(tmp_path):
     fits = tuple(
         Fit(name, loss=name, steps=40, record_every=2, examples=2000, fit_steps=100) for name in ("l1", "percentage")
@@ -101,6 +102,7 @@ def moved(tmp_path_factory):
     return folder / "movement" / "dense" / "seed-0"
 
 
+@pytest.mark.slow
 def test_how_weights_move(moved):
     tables = read_json(moved / "result.json")["tables"]
     change = oi.weight_change(WeightHistory.open(moved / "plain" / "history"))

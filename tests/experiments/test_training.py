@@ -71,6 +71,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(network, moment, tmp_path, alon
     assert not list(tmp_path.rglob("checkpoints"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", NETWORKS)
 def test_weights_after_stops_at_the_deadline_are_the_same(network, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "FEW", 5)

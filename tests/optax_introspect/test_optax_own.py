@@ -48,6 +48,7 @@ def spread(names, number):
     return [names[(2 * i + 1) * len(names) // (2 * number)] for i in range(number)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first_step"),
     [(name, first) for test, (first, number) in CONTRIBUTED.items() for name in spread(cases(test), number)],

@@ -82,6 +82,7 @@ def check(jump_steps, forecaster, forecast, dtype, snapshot_dtype=None, seed=0, 
     assert state.jumps_refused == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     schedules(),
@@ -240,6 +241,7 @@ def test_updates_keep_their_dtype(dtype):
     np.testing.assert_allclose(params, 1 - 1.2 - 0.3, rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [("jax_numpy_rank_promotion", "raise"), ("jax_numpy_dtype_promotion", "strict"), ("jax_debug_nans", True)],
