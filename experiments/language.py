@@ -296,7 +296,7 @@ EXPERIMENTS = (
         name="language",
         title="Language model",
         question="Do jumps help a transformer with a tuned AdamW, in one pass over its text?",
-        minutes=60,
+        minutes=20,
         width=64,
         blocks=2,
         arms=tuple(Training(way, n, *chosen, seeds=(1, 2, 3)) for (way, n), chosen in CHOSEN.items()),
