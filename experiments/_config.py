@@ -127,6 +127,10 @@ class Study:
     paper: Paper | None = None
     choices: str = ""
 
+    def settings(self) -> dict[str, Any]:
+        """Returns what its results depend on apart from their arm, for JSON."""
+        return {"data": self.data}
+
     @property
     def command(self) -> str:
         """Command that runs it."""

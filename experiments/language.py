@@ -229,10 +229,6 @@ class LanguageRun(Run):
     experiment: Language
     arm: Training
 
-    def experiment_settings(self) -> Settings:
-        """Returns the settings of the study, for JSON."""
-        return self.experiment.settings()
-
     def arm_settings(self, context: Context) -> Settings:
         """Returns the settings of the training, for JSON."""
         return self.arm.settings()

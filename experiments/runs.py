@@ -81,10 +81,6 @@ class Run(abc.ABC):
     def work(self, context: Context, folder: Path) -> Tables:
         """Does the work, or goes on with it, and returns the rows of each table; that of the experiment is `""`."""
 
-    def experiment_settings(self) -> Settings:
-        """Returns the settings of the experiment, for JSON."""
-        return {"data": self.experiment.data}
-
     def folder(self, context: Context) -> Path:
         """Returns the folder of the run."""
         return context.workdir / self.experiment.name / str(self.arm.name) / f"seed-{self.seed}"
@@ -97,7 +93,7 @@ class Run(abc.ABC):
         """Returns what results depend on: settings, versions, and the kind of images."""
         place = results.environment(context.data(self.experiment.data).kind)
         versions = {"optax-introspect": importlib.metadata.version("optax-introspect"), **place["versions"]}
-        settings = self.experiment_settings() | {"arm": self.arm_settings(context), "seed": self.seed}
+        settings = self.experiment.settings() | {"arm": self.arm_settings(context), "seed": self.seed}
         return {"settings": settings, "images": place["images"], "versions": versions}
 
     def check(self, context: Context) -> None:
@@ -140,10 +136,6 @@ class TrainingRun(Run):
     experiment: Experiment
     arm: Arm
 
-    def experiment_settings(self) -> Settings:
-        """Returns the settings of the experiment, for JSON."""
-        return self.experiment.settings()
-
     def arm_settings(self, context: Context) -> Settings:
         """Returns the settings of the arm, with what tells its forecaster from others."""
         return self.arm.settings() | {"fingerprint": fingerprint(self.arm.forecaster, context.predictors)}
@@ -170,7 +162,7 @@ def append(runs: list[Run], context: Context, folder: Path) -> None:
     Raises:
       ValueError: the results that are there are of another version or of other settings.
     """
-    name, settings = runs[0].experiment.name, runs[0].experiment_settings()
+    name, settings = runs[0].experiment.name, runs[0].experiment.settings()
     arms = {run.arm.name: run.arm_settings(context) for run in runs}
     tables: dict[str, list[tuple[Mapping[str, Any], list[Row]]]] = {}
     for run in runs:

@@ -110,7 +110,7 @@ def share_of_budget(plain: Mapping[int, Array], losses: Array, budget: int) -> t
     ways with replacement.
 
     Args:
-      plain: from the budget to plain's losses at its end, one a seed.
+      plain: from two budgets or more to plain's losses at their end, one a seed; longer budgets have lower losses.
       losses: losses of the other way at the end of its budget, of the same seeds.
       budget: its steps.
     """

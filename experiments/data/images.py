@@ -8,8 +8,23 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 
+class FromSource:
+    """Mixin of data sets that say where they came from.
+
+    Attributes:
+      source: where the data came from, for people to read.
+    """
+
+    source: str
+
+    @property
+    def kind(self) -> str:
+        """The part of `source` that results depend on: TFDS has an order of its own."""
+        return self.source.partition(",")[0]
+
+
 @dataclass(frozen=True, eq=False)  # arrays cannot be compared by a generated `__eq__`
-class Images:
+class Images(FromSource):
     """Labelled images, split into a training and a test set.
 
     Attributes:
@@ -27,8 +42,3 @@ class Images:
     train_labels: Bytes
     test_images: Bytes
     test_labels: Bytes
-
-    @property
-    def kind(self) -> str:
-        """The part of `source` that results depend on: TFDS has an order of its own."""
-        return self.source.partition(",")[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .images import Bytes
+from .images import Bytes, FromSource
 from .places import cache_folder
 
 # Bytes of a block, and one block in so many is held out.
@@ -24,7 +24,7 @@ TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, eq=False)  # arrays cannot be compared by a generated `__eq__`
-class Text:
+class Text(FromSource):
     """A text in blocks of bytes, some of which are held out.
 
     Attributes:
@@ -36,11 +36,6 @@ class Text:
     source: str
     train: Bytes
     validation: Bytes
-
-    @property
-    def kind(self) -> str:
-        """The part of `source` that results depend on."""
-        return self.source.partition(",")[0]
 
 
 @dataclass(frozen=True, eq=False)

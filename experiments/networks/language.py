@@ -12,8 +12,7 @@ class LanguageModel(nnx.Module):
     """Decoder-only transformer: norms before attention and dense layers, learned positions, tied embeddings.
 
     The dense layers have squared ReLUs (So et al., "Primer", 2021), which cost less on a CPU than GELUs. Between the
-    layers a batch is one matrix of a row a byte: XLA transposes what a gradient needs of three axes, which takes twice
-    as long.
+    layers a batch is one matrix of a row a byte: XLA writes down transposes of arrays of three axes for the gradients.
 
     Args:
       width: width of the embeddings, a quarter of that of the hidden layers.
