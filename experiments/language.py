@@ -5,31 +5,22 @@ Every way to train gets the same budgets and four learning rates; plain AdamW ge
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
-from flax import nnx
-from jax import lax
 
 import optax_introspect as oi
 
 from ._config import Study
-from .data.text import Sequences, Text
-from .networks.language import LanguageModel
-from .optimizers import Optimizer, ema_of_weights
+from .language_predictors import WINDOWS, Window, amplified
+from .language_task import BLOCKS, CONTEXT, TextTask
+from .optimizers import Optimizer, adamw, described, ema_of_weights
 from .runs import Context, Run, Settings, Tables
-from .training import BLOCK, Row, State, Trained, jump_counts, rounded, train
+from .training import Row, jump_counts, rounded, train
 
-CONTEXT, BATCH_SIZE = 128, 8
-# Held-out bytes that are evaluated, and sequences of them at a time.
-EVALUATED, AT_A_TIME = 1 << 16, 64
 EVALUATIONS = 10
 BUDGETS = (1500, 3000, 6000, 12_000)
 RATES = (2e-3, 4e-3, 8e-3, 16e-3)
@@ -45,19 +36,20 @@ class Way(NamedTuple):
 
     Attributes:
       label: the name in tables and figures.
-      jumps: from the number of steps to the jump steps and the forecaster; None trains without jumps.
+      jumps: from the number of steps and the folder of the fitted predictors to the jump steps and the forecaster;
+        None trains without jumps.
       averages: evaluates an average of the weights.
       rates: learning rates that are tried.
     """
 
     label: str
-    jumps: Callable[[int], Jumps] | None = None
+    jumps: Callable[[int, Path], Jumps] | None = None
     averages: bool = False
     rates: tuple[float, ...] = RATES
 
 
-def _even(make: Callable[..., oi.Forecaster], period: int, *arguments: float) -> Callable[[int], Jumps]:
-    return lambda steps: (range(period - 1, steps, period), make(period, *arguments))
+def _even(make: Callable[..., oi.Forecaster], period: int, *arguments: float) -> Callable[[int, Path], Jumps]:
+    return lambda steps, predictors: (range(period - 1, steps, period), make(period, *arguments))
 
 
 def _momentum(name: str, make: Callable[..., oi.Forecaster], period: int, eta: float, mu: float) -> Way:
@@ -65,8 +57,15 @@ def _momentum(name: str, make: Callable[..., oi.Forecaster], period: int, eta: f
     return Way(label, _even(make, period, eta, mu), rates=MOMENTUM_RATES)
 
 
-def _sparse(make: Callable[[], oi.Forecaster]) -> Callable[[int], Jumps]:
-    return lambda steps: (tuple(round(f * steps) for f in (0.4, 0.55, 0.7)), make())
+def _sparse(make: Callable[[], oi.Forecaster]) -> Callable[[int, Path], Jumps]:
+    return lambda steps, predictors: (tuple(round(f * steps) for f in (0.4, 0.55, 0.7)), make())
+
+
+def _learned(window: Window, gain: float) -> Way:
+    def jumps(steps: int, predictors: Path) -> Jumps:
+        return range(window.period - 1, steps, window.period), amplified(window.name, gain, predictors)
+
+    return Way(f"learned, {window.target}, every {window.period}, x {gain:g}", jumps)
 
 
 WAYS = {
@@ -81,7 +80,12 @@ WAYS = {
     "heavy-ball": _momentum("heavy ball", oi.heavy_ball, 20, 1.0, 0.5),
     "network": Way("network, 3 jumps", _sparse(oi.pretrained)),
     "two-points": Way("two points, 1.3, 3 jumps", _sparse(lambda: oi.polynomial(1, 1.3, points=(1.0, 0.4)))),
+    **{f"learned-{w.period}-{w.target}-x{gain:g}": _learned(w, gain) for w in WINDOWS for gain in (1, 2, 4)},
 }
+
+
+# What most trainings have alike; the name of a training has those in which it differs.
+_VARIED = ("b1", "until", "decay", "batch_size", "width")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,10 @@ class Training:
       steps: number of updates, the budget.
       rate: largest learning rate.
       b1: of AdamW.
+      until: share of the training that has jumps, from its start.
+      decay: share of the training in which the learning rate falls to zero, up to its end; 0 is a constant rate.
+      batch_size: sequences in a step.
+      width: width of the model.
       seeds: the seeds.
     """
 
@@ -100,35 +108,47 @@ class Training:
     steps: int
     rate: float
     b1: float = 0.9
+    until: float = 1.0
+    decay: float = 1.0
+    batch_size: int = 8
+    width: int = 64
     seeds: tuple[int, ...] = (0,)
 
     @property
     def name(self) -> str:
         """The key in commands and in the results."""
-        return f"{self.way}-{self.steps}-{self.rate:g}" + ("" if self.b1 == 0.9 else f"-b1_{self.b1:g}")
+        others = [f"-{key}_{value:g}" for key, value in self.variation().items()]
+        return f"{self.way}-{self.steps}-{self.rate:g}{''.join(others)}"
 
-    def settings(self) -> Settings:
-        """Returns what a run depends on, for JSON."""
+    def variation(self) -> Settings:
+        """Returns the settings in which it differs from most."""
+        return {key: getattr(self, key) for key in _VARIED if getattr(self, key) != getattr(Training, key)}
+
+    def jumps(self, predictors: Path) -> Jumps | None:
+        """Returns the jump steps and the forecaster, or None of a training without jumps."""
+        way = WAYS[self.way]
+        if way.jumps is None:
+            return None
+        jump_steps, forecaster = way.jumps(self.steps, predictors)
+        return jump_steps[: round(self.until * len(jump_steps))], forecaster
+
+    def settings(self, predictors: Path) -> Settings:
+        """Returns what a run depends on, for JSON; what it has in common with most is in those of the experiment."""
         own: Settings = {"way": self.way, "steps": self.steps, "rate": self.rate, "b1": self.b1}
-        jumps = WAYS[self.way].jumps
-        if jumps is not None:
-            jump_steps, forecaster = jumps(self.steps)
+        own |= self.variation()
+        if (jumps := self.jumps(predictors)) is not None:
+            jump_steps, forecaster = jumps
             own |= {"first_jump": jump_steps[0], "last_jump": jump_steps[-1], "jumps": len(jump_steps)}
-            own["forecaster"] = repr(forecaster)
+            own["forecaster"] = described(forecaster) if self.way.startswith("learned") else repr(forecaster)
         return own
 
-    def optimizer(self) -> Optimizer:
-        """Returns AdamW with clipped gradients, warmup and linear decay to zero, and the jumps last."""
-        warmup = max(self.steps // 20, 1)
-
-        def rate(step: Any) -> Any:
-            return self.rate * jnp.minimum((step + 1) / warmup, 1) * (1 - step / self.steps)
-
-        base = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, b1=self.b1, b2=0.99, weight_decay=0.1))
-        way = WAYS[self.way]
-        if way.averages:
+    def optimizer(self, predictors: Path) -> Optimizer:
+        """Returns AdamW, and the jumps last; `predictors` is the folder of the fitted ones."""
+        base = adamw(self.rate, self.steps, self.b1, self.decay)
+        if WAYS[self.way].averages:
             return Optimizer(optax.chain(base, ema_of_weights(0.99)), lambda params, state: state[-1].average)
-        return Optimizer(base if way.jumps is None else optax.chain(base, oi.introspect(*way.jumps(self.steps))))
+        jumps = self.jumps(predictors)
+        return Optimizer(base if jumps is None else optax.chain(base, oi.introspect(*jumps)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,14 +156,10 @@ class Language(Study):
     """A comparison of trainings of a language model.
 
     Attributes:
-      width: width of the model.
-      blocks: its number of blocks.
       arms: the trainings.
     """
 
     data: str = "text"
-    width: int
-    blocks: int
     arms: tuple[Training, ...]
 
     def runs(self, arms: tuple[Training, ...], seeds: tuple[int, ...]) -> list[Run]:
@@ -157,69 +173,8 @@ class Language(Study):
 
     def settings(self) -> Settings:
         """Returns what its results depend on apart from their arm, for JSON."""
-        return {"data": self.data, "width": self.width, "blocks": self.blocks, "context": CONTEXT, "batch": BATCH_SIZE}
-
-
-class TextTask:
-    """A language model, its start and its text: all that trainings of one seed share.
-
-    Args:
-      study: the study.
-      text: the text.
-      seed: seed of the initial weights and of the order of the text.
-    """
-
-    in_blocks = True
-
-    def __init__(self, study: Language, text: Text, seed: int):
-        model = LanguageModel(study.width, study.blocks, context=CONTEXT, rngs=nnx.Rngs(seed))
-        parts: Any = nnx.split(model)
-        self.graphdef, self.params = parts
-        self.sequences = Sequences(text.train, BATCH_SIZE, CONTEXT, seed)
-        held_out = Sequences(text.validation, 1, CONTEXT, None)
-        self._train, self._validation = jnp.asarray(text.train.ravel()), jnp.asarray(text.validation.ravel())
-        self._evaluated = held_out.starts[: EVALUATED // CONTEXT]
-        self._loss = jax.jit(self._mean_loss)
-
-    def start(self, optimizer: Optimizer) -> State:
-        """Returns the state at step 0."""
-        params = jax.tree.map(jnp.copy, self.params)
-        return State(Trained(params, jax.jit(optimizer.tx.init)(params), {}))
-
-    def stepper(self, optimizer: Optimizer) -> Callable[[Trained, int, int], Trained]:
-        """Returns the function that makes the steps from one number to another, in the buffers that it is given."""
-
-        @functools.partial(jax.jit, donate_argnums=0)
-        def block(trained: Trained, text: Any, starts: Any, count: Any) -> Trained:
-            def update(i: Any, trained: Trained) -> Trained:
-                gradients = jax.grad(self._mean_loss)(trained.params, text, starts[i])
-                updates, opt_state = optimizer.tx.update(gradients, trained.opt_state, trained.params)
-                return Trained(optax.apply_updates(trained.params, updates), opt_state, trained.statistics)
-
-            result: Trained = lax.fori_loop(0, count, update, trained)
-            return result
-
-        def blocks(trained: Trained, start: int, end: int) -> Trained:
-            for first in range(start, end, BLOCK):
-                count = min(BLOCK, end - first)
-                starts = np.zeros((BLOCK, BATCH_SIZE), np.int32)
-                starts[:count] = [self.sequences.batch(first + i) for i in range(count)]
-                trained = block(trained, self._train, starts, np.int32(count))
-            return trained
-
-        return blocks
-
-    def validation_loss(self, params: Any) -> float:
-        """Returns the mean loss on held-out text, in nats a byte."""
-        parts = np.split(self._evaluated, range(AT_A_TIME, len(self._evaluated), AT_A_TIME))
-        losses = [float(self._loss(params, self._validation, part)) for part in parts]
-        return float(np.average(losses, weights=[len(part) for part in parts]))
-
-    def _mean_loss(self, params: Any, text: Any, starts: Any) -> jax.Array:
-        sequences = text[starts[:, None] + np.arange(CONTEXT + 1)].astype(jnp.int32)
-        model: Any = nnx.merge(self.graphdef, params)
-        losses = optax.softmax_cross_entropy_with_integer_labels(model(sequences[:, :-1]), sequences[:, 1:])
-        return jnp.mean(losses)
+        model = {"width": Training.width, "blocks": BLOCKS, "context": CONTEXT}
+        return {"data": self.data, **model, "batch": Training.batch_size}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,12 +186,12 @@ class LanguageRun(Run):
 
     def arm_settings(self, context: Context) -> Settings:
         """Returns the settings of the training, for JSON."""
-        return self.arm.settings()
+        return self.arm.settings(context.predictors)
 
     def work(self, context: Context, folder: Path) -> Tables:
         """Trains, and returns the losses on held-out text, up to the first that is not finite."""
-        arm, how = self.arm, self.arm.optimizer()
-        task = TextTask(self.experiment, context.data(self.experiment.data), self.seed)
+        arm, how = self.arm, self.arm.optimizer(context.predictors)
+        task = TextTask(context.data(self.experiment.data), self.seed, arm.width, arm.batch_size)
         if arm.steps > len(task.sequences):
             raise ValueError(
                 f"steps must be at most {len(task.sequences)}, one pass over the text; {arm.name} has {arm.steps}"
@@ -255,21 +210,42 @@ class LanguageRun(Run):
         return {"": state.rows}
 
 
-# From the way and the budget to the learning rate and the `b1` that were best on seed 0; the tests compare.
-CHOSEN: dict[tuple[str, int], tuple[float, float]] = {
-    ("plain", 3000): (8e-3, 0.9),
-    ("nesterov-20-0.8-0.75", 3000): (2e-3, 0.9),
-    ("nesterov-20-1-0.5", 3000): (2e-3, 0.9),
-    ("plain", 6000): (4e-3, 0.9),
-    ("nesterov-20-0.8-0.75", 6000): (4e-3, 0.9),
-    ("nesterov-20-1-0.5", 6000): (2e-3, 0.9),
-}
+SEEDS = (1, 2, 3)
+NESTEROV = ("nesterov-20-0.8-0.75", "nesterov-20-1-0.5")
+# What is measured, each with the learning rate and the `b1` that were best on seed 0; the tests compare.
+MEASURED = tuple(
+    dataclasses.replace(training, seeds=SEEDS)
+    for training in (
+        Training("plain", 3000, 8e-3),
+        Training(NESTEROV[0], 3000, 2e-3),
+        Training(NESTEROV[1], 3000, 2e-3),
+        Training("plain", 6000, 4e-3),
+        Training(NESTEROV[0], 6000, 4e-3),
+        Training(NESTEROV[1], 6000, 2e-3),
+        # Jumps that end early, at the rate that was chosen for jumps up to the end.
+        Training(NESTEROV[0], 6000, 4e-3, until=0.5),
+        Training(NESTEROV[0], 6000, 4e-3, until=0.75),
+    )
+)
+
+
+def tries(training: Training) -> list[Training]:
+    """Returns the trainings that the learning rate and the `b1` of one that is measured are chosen from."""
+    free: Settings = {"rate": training.rate, "b1": training.b1, "until": training.until, "seeds": training.seeds}
+    return [other for other in _tuning() if dataclasses.replace(other, **free) == training]
 
 
 def _tuning() -> tuple[Training, ...]:
+    """Returns what is tried: four rates for each way, and for plain AdamW three `b1` as well."""
     plain = [Training("plain", n, rate, b1) for n in BUDGETS for rate in RATES for b1 in (0.9, 0.95, 0.97)]
     others = [Training(way, n, rate) for way in WAYS if way != "plain" for n in BUDGETS for rate in WAYS[way].rates]
-    return (*plain, *others)
+    variants = [
+        Training(way, steps, rate, **changed)
+        for steps, changed in ((3000, {"decay": 0.0}), (1500, {"batch_size": 32}), (3000, {"width": 128}))
+        for way in ("plain", NESTEROV[0])
+        for rate in WAYS[way].rates
+    ]
+    return (*plain, *others, *variants)
 
 
 _CHOICES = (
@@ -283,8 +259,6 @@ EXPERIMENTS = (
         title="Language model, tuning",
         question="Which learning rate is best for each way to train and each budget?",
         minutes=340,
-        width=64,
-        blocks=2,
         arms=_tuning(),
         choices=f"{_CHOICES} Seed 0 only chooses. The minutes are extrapolated.",
     ),
@@ -293,9 +267,7 @@ EXPERIMENTS = (
         title="Language model",
         question="Do jumps help a transformer with a tuned AdamW, in one pass over its text?",
         minutes=20,
-        width=64,
-        blocks=2,
-        arms=tuple(Training(way, n, *chosen, seeds=(1, 2, 3)) for (way, n), chosen in CHOSEN.items()),
+        arms=MEASURED,
         choices=f"{_CHOICES} The seeds that are measured are others than the one that chose.",
     ),
 )

@@ -98,6 +98,24 @@ def ema_of_weights(decay: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: EmaState(jax.tree.map(jnp.copy, params)), update)
 
 
+def adamw(rate: float, steps: int, b1: float = 0.9, decay: float = 1.0) -> optax.GradientTransformation:
+    """Returns AdamW for language models: clipped gradients, warmup in a twentieth of the steps, linear decay to zero.
+
+    Args:
+      rate: largest learning rate.
+      steps: number of updates.
+      b1: of AdamW.
+      decay: share of the steps in which the rate falls, up to the last; 0 is a constant rate.
+    """
+    warmup, falling = max(steps // 20, 1), decay * steps
+
+    def schedule(step: Any) -> Any:
+        left = jnp.minimum((steps - step) / falling, 1) if falling else 1
+        return rate * jnp.minimum((step + 1) / warmup, 1) * left
+
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b1=b1, b2=0.99, weight_decay=0.1))
+
+
 def optimizer(experiment: Experiment, arm: Arm, predictors: Path) -> Optimizer:
     """Returns the optimizer of an arm, whose jumps come last in its chain.
 
@@ -151,7 +169,11 @@ def fingerprint(key: str | None, predictors: Path) -> str | None:
     """Returns text that tells a forecaster from all others: of a network a digest of its weights."""
     if key is None:
         return None
-    found = forecaster(key, predictors)
+    return described(forecaster(key, predictors))
+
+
+def described(found: oi.Forecaster) -> str:
+    """Returns text that tells a forecaster from all others: of a network a digest of its weights."""
     network = getattr(found, "module", None)
     if network is None:
         return repr(found)

@@ -1,9 +1,15 @@
 """All experiments, by name."""
 
-from . import cifar10, imagenet, language, mnist
+from . import cifar10, imagenet, language, language_predictors, mnist
 from ._config import Study
 
 EXPERIMENTS: dict[str, Study] = {
     experiment.name: experiment
-    for experiment in (*mnist.EXPERIMENTS, *cifar10.EXPERIMENTS, *language.EXPERIMENTS, *imagenet.RECORDS.values())
+    for experiment in (
+        *mnist.EXPERIMENTS,
+        *cifar10.EXPERIMENTS,
+        *language_predictors.EXPERIMENTS,
+        *language.EXPERIMENTS,
+        *imagenet.RECORDS.values(),
+    )
 }

@@ -21,7 +21,7 @@ from ._config import Study
 from .networks import NETWORKS, ConvNet
 from .optimizers import OPTIMIZERS, Optimizer
 from .runs import Context, Run, Settings, Tables, locked
-from .training import Row, Task, rounded, train
+from .training import Row, Task, Trainable, rounded, train
 
 Array = npt.NDArray[Any]
 # Of `N_0` (section 4.1 of the paper).
@@ -88,12 +88,12 @@ class Predictors(Study):
     """A study that fits predictors.
 
     Attributes:
-      arms: the predictors.
+      arms: the predictors, each a `Fit` unless a subclass has others.
     """
 
-    arms: tuple[Fit, ...]
+    arms: tuple[Any, ...]
 
-    def runs(self, arms: tuple[Fit, ...], seeds: tuple[int, ...]) -> list[Run]:
+    def runs(self, arms: tuple[Any, ...], seeds: tuple[int, ...]) -> list[Run]:
         """Returns what is to be done, a predictor at a time."""
         return [FitRun(self, arm, 0) for arm in arms if not seeds or 0 in seeds]
 
@@ -155,7 +155,7 @@ class Movement(Study):
 
 
 def record(
-    task: Task,
+    task: Trainable,
     tx: optax.GradientTransformation,
     steps: int,
     every: int,

@@ -81,9 +81,11 @@ class Trainable(Protocol):
 
     Attributes:
       in_blocks: whether many steps are made in one call.
+      params: the initial weights.
     """
 
     in_blocks: bool
+    params: Any
 
     def start(self, optimizer: Optimizer) -> State:
         """Returns the state at step 0, in buffers of its own."""

@@ -1,5 +1,6 @@
 """The images that the experiments learn from, as NumPy arrays, and the batches to train on."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ DATA: dict[str, Callable[[Path | None], Images | Text]] = {
     "digits": load_digits,
     "cifar10": load_cifar10,
     "text": load_text,
+    "text-tests": functools.partial(load_text, tests=True),
 }
 
 

@@ -83,19 +83,20 @@ class Sequences:
         return self.starts[step * self.batch_size : (step + 1) * self.batch_size]
 
 
-def load_text(data_dir: Path | None = None) -> Text:
+def load_text(data_dir: Path | None = None, tests: bool = False) -> Text:
     """Returns the text of a folder or a file, or of the Python sources of SymPy.
 
     Args:
       data_dir: a file of UTF-8 text, or a folder, all files of which are. None takes the sources of SymPy from the
         cache folder, into which its wheel is fetched if need be.
+      tests: takes the tests of SymPy instead, which are not in its sources here.
 
     Raises:
       FileNotFoundError: there is no such file or folder, or the wheel can't be had.
       ValueError: a file is not UTF-8, the text is shorter than two blocks, or the wheel is not the original one.
     """
     if data_dir is None:
-        return _split(f"Python sources of {PACKAGE}", _sources(_wheel()))
+        return _split(f"{'tests' if tests else 'Python sources'} of {PACKAGE}", _sources(_wheel(), tests))
     if not data_dir.exists():
         raise FileNotFoundError(f"data_dir must be a folder or a file of text; there is no {data_dir}")
     files = [data_dir] if data_dir.is_file() else sorted(path for path in data_dir.rglob("*") if path.is_file())
@@ -144,8 +145,8 @@ def _wheel() -> Path:
     return wheel
 
 
-def _sources(wheel: Path) -> bytes:
-    """Returns the Python files of a wheel but for the tests, in sorted order."""
+def _sources(wheel: Path, tests: bool) -> bytes:
+    """Returns the Python files of a wheel, either the tests or all others, in sorted order."""
     with zipfile.ZipFile(wheel) as archive:
-        names = sorted(n for n in archive.namelist() if n.endswith(".py") and "tests" not in Path(n).parts)
+        names = sorted(n for n in archive.namelist() if n.endswith(".py") and ("tests" in Path(n).parts) == tests)
         return b"".join(archive.read(name) for name in names)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -5,9 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import optax_introspect as oi
 from experiments import language, results
 from experiments.data.text import BLOCK, HOLD_OUT, Sequences, load_text
-from experiments.language import Language, LanguageRun, TextTask, Training
+from experiments.language import Language, LanguageRun, Training
+from experiments.language_predictors import Window, amplified
+from experiments.language_task import TextTask
 from experiments.runs import Context
 
 STUDY = Language(
@@ -15,9 +19,7 @@ STUDY = Language(
     title="Tiny",
     question="Do jumps help?",
     minutes=1,
-    width=8,
-    blocks=1,
-    arms=tuple(Training(way, 60, 1e-2) for way in ("plain", "ema", "nesterov-20-0.8-0.75", "network")),
+    arms=tuple(Training(way, 60, 1e-2, width=8) for way in ("plain", "ema", "nesterov-20-0.8-0.75", "network")),
 )
 
 
@@ -71,15 +73,15 @@ def test_a_text_shorter_than_a_batch(text):
 
 
 def test_more_steps_than_a_pass(text, tmp_path):
-    arm = Training("plain", 10_000, 1e-2)
+    arm = Training("plain", 10_000, 1e-2, width=8)
     with pytest.raises(
-        ValueError, match=r"steps must be at most \d+, one pass over the text; plain-10000-0.01 has 10000"
+        ValueError, match=r"steps must be at most \d+, one pass over the text; plain-10000-0.01-width_8 has 10000"
     ):
         LanguageRun(STUDY, arm, 0).work(Context(tmp_path, lambda name: text), tmp_path)
 
 
 def test_a_byte_is_predicted_from_those_before_it(text):
-    task = TextTask(STUDY, text, 0)
+    task = TextTask(text, 0, 8, 8)
     model = nnx.merge(task.graphdef, task.params)
     bytes_ = jnp.asarray(text.train[0, :20].astype(np.int32))[None]
     changed = bytes_.at[0, 12].set(7)
@@ -103,18 +105,61 @@ def test_a_run_learns_and_has_its_jumps(text, tmp_path, arm):
 
 
 def test_every_way_has_as_many_tries_as_the_baseline_or_fewer():
-    tries = {}
-    for arm in language.EXPERIMENTS[0].arms:
-        tries[arm.way, arm.steps] = tries.get((arm.way, arm.steps), 0) + 1
-    assert {way for way, _ in tries} == language.WAYS.keys()
-    for (_, steps), count in tries.items():
-        assert 4 <= count <= tries["plain", steps]
+    assert {arm.way for arm in language.EXPERIMENTS[0].arms} == language.WAYS.keys()
+    for arm in language.MEASURED:
+        assert 4 <= len(language.tries(arm)) <= len(language.tries(dataclasses.replace(arm, way="plain")))
 
 
 def test_what_is_measured_was_best_in_the_tuning():
     found = results.read("language-tuning")
-    for (way, steps), (rate, b1) in language.CHOSEN.items():
-        arms = {arm: own for arm, own in found.info["arms"].items() if (own["way"], own["steps"]) == (way, steps)}
-        assert len(arms) >= 4
-        best = arms[min(arms, key=lambda arm: found.curve(arm, 0)["loss"][-1])]
-        assert (best["rate"], best["b1"]) == (rate, b1)
+    for arm in language.MEASURED:
+        tried = [other for other in language.tries(arm) if other.name in found.info["arms"]]
+        assert len(tried) >= 4
+        best = min(tried, key=lambda other: found.curve(other.name, 0)["loss"][-1])
+        assert (best.rate, best.b1) == (arm.rate, arm.b1)
+
+
+def test_a_rate_that_falls_late_or_never():
+    def updates(**changed):
+        """Returns the sizes of updates whose gradient is always the same."""
+        tx = Training("plain", 100, 1e-2, **changed).optimizer(None).tx
+        params, sizes = {"w": jnp.zeros(1)}, []
+        state = tx.init(params)
+        for _ in range(100):
+            change, state = tx.update({"w": jnp.ones(1)}, state, params)
+            sizes.append(-float(change["w"][0]))
+        return np.array(sizes)
+
+    steps = np.arange(100)
+    warmup = np.minimum((steps + 1) / 5, 1)
+    for decay, left in {1.0: 1 - steps / 100, 0.2: np.minimum((100 - steps) / 20, 1), 0.0: np.ones(100)}.items():
+        np.testing.assert_allclose(updates(decay=decay), 1e-2 * warmup * left, rtol=1e-3)
+
+
+def test_jumps_that_end_early():
+    jump_steps, _ = Training("nesterov-20-0.8-0.75", 6000, 1e-3, until=0.75).jumps(None)
+    assert (jump_steps[0], jump_steps[-1]) == (19, 4499)
+
+
+def test_the_target_of_a_window(tmp_path):
+    # Weights that move by 1, 2 and 3 a step.
+    with oi.WeightHistory.record(tmp_path, {"w": np.zeros(3, np.float32)}) as history:
+        for step in range(0, 301, 10):
+            history.append(step, {"w": step * np.arange(1, 4, dtype=np.float32)})
+    for target, ahead in {"next": 20, "fourth": 80, "average": 15}.items():
+        examples = Window(20, target).examples(oi.WeightHistory.open(tmp_path))
+        speed = examples.weights + 1
+        steps = examples.steps[:, None] - np.array([0, 20, 40, 60])
+        np.testing.assert_allclose(examples.inputs, speed[:, None] * np.maximum(steps, 0), rtol=1e-6)
+        np.testing.assert_allclose(examples.targets, speed * (examples.steps + ahead), rtol=1e-6)
+
+
+def test_longer_jumps(tmp_path):
+    network = oi.IntrospectionNetwork(use_bias=False, residual=True, rngs=nnx.Rngs(0))
+    points = Window(20, "next").points
+    oi.save(oi.network_forecaster(network, points), tmp_path / "fitted")
+    weights = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
+    once, thrice = (amplified("fitted", gain, tmp_path)(*weights, key=None) for gain in (1, 3))
+    assert amplified("fitted", 3, tmp_path).points == points
+    np.testing.assert_allclose(thrice - weights[0], 3 * (once - weights[0]), rtol=1e-4)
+    assert np.abs(once - weights[0]).max() > 0.01
