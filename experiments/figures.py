@@ -165,6 +165,28 @@ def lines(
     return figure
 
 
+def changes(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], xlabel: str, ylabel: str) -> Figure:
+    """Draws lines about zero in panels side by side: means over seeds, bands their range.
+
+    Args:
+      panels: from the title of a panel to its lines: from a name to x `[n]` and y `[seeds, n]`.
+      xlabel: label of the x axes.
+      ylabel: label of the y axes.
+    """
+    figure, axes = _axes(len(panels), sharey=True)
+    names = list(dict.fromkeys(name for named in panels.values() for name in named))
+    for axis, (title, named) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        for name, (x, y) in named.items():
+            look = style(names.index(name)) | {"markersize": 4.5, "linewidth": 1.4}
+            axis.plot(x, y.mean(0), label=name, **look)
+            axis.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.15, linewidth=0)
+        axis.axhline(0, color="black", linewidth=0.8)
+        axis.set(xlabel=xlabel, title=title)
+    np.atleast_1d(axes)[0].set_ylabel(ylabel)
+    _legend(figure, np.atleast_1d(axes)[0])
+    return figure
+
+
 def around_jumps(results: Results, labels: Mapping[str, str], measure: str, ylabel: str, width: int = 500) -> Figure:
     """Draws a measure around each jump, a panel each, as a multiple of what it was right before the jump."""
     jumps = results.info["settings"]["around"]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from . import figures, language, results, statistics
@@ -111,6 +112,21 @@ def _language_figure(report: Report) -> Figure:
     return figures.intervals(groups, "held-out loss less that of tuned AdamW, % (95 % intervals; left is better)")
 
 
+def _language_curves(report: Report) -> Figure:
+    found, panels = report.read("language"), {}
+    for steps in sorted({own["steps"] for own in found.info["arms"].values()}):
+        arms, lines = language_arms(found, steps), {}
+        for way in language.NESTEROV:
+            if way not in arms:
+                continue
+            both = statistics.pairs(found, arms[way], arms["plain"])
+            losses = [100 * (ours["loss"] / other["loss"] - 1)[1:] for ours, other in both]
+            lines[language.WAYS[way].label] = (both[0][0]["step"][1:], np.stack(losses))
+        if lines:
+            panels[f"{steps} steps"] = lines
+    return figures.changes(panels, "step", "held-out loss less AdamW's, %")
+
+
 FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
     "gains": ("Final test accuracy of jumps less plain in every experiment, with intervals", _all_gains),
     "curves": ("Test accuracy against steps, and the difference to plain training", _curves),
@@ -124,6 +140,7 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
         "Loss of each way to train a language model against that of tuned AdamW, with intervals",
         _language_figure,
     ),
+    "language-curves": ("Loss of outer momentum against that of tuned AdamW along the training", _language_curves),
     "movement": ("How many weights change by how much, and curves of single weights", _movement_figure),
 }
 

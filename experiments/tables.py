@@ -270,38 +270,75 @@ def _movement(report: Report) -> str:
 
 
 def language_arms(found: Results, steps: int) -> dict[str, str]:
-    """Returns the arm of each way to train a language model for so many steps, plain first; of those measured."""
-    arms = {own["way"]: arm for arm, own in found.info["arms"].items() if own["steps"] == steps}
+    """Returns the arm of each way to train a language model for so many steps, plain first; of those measured.
+
+    Variants of a training are left out.
+    """
+    arms = {own["way"]: arm for arm, own in found.info["arms"].items() if own["steps"] == steps and not _variant(own)}
     return {way: arms[way] for way in language.WAYS if way in arms}
 
 
 def _language(report: Report) -> str:
     found, tuning = report.read("language"), report.read("language-tuning")
-    budgets = sorted({own["steps"] for own in found.info["arms"].values()})
+    budgets = sorted({own["steps"] for own in found.info["arms"].values() if not _variant(own)})
     plain = {n: _losses(found, language_arms(found, n)["plain"]) for n in budgets}
     rows = []
     for steps in budgets:
         arms = language_arms(found, steps)
         for way, arm in arms.items():
-            own, losses = found.info["arms"][arm], _losses(found, arm)
-            tries = sum((other["way"], other["steps"]) == (way, steps) for other in tuning.info["arms"].values())
-            chosen = f"{own['rate']:g}" + (f", b1 {own['b1']:g}" if way == "plain" else "")
-            row = [f"{steps}, {language.WAYS[way].label}", str(tries), chosen, f"{losses.mean():.3f}"]
+            row = [f"{steps}, {language.WAYS[way].label}", *_chosen(found, tuning, arm)]
             if way == "plain":
                 rows.append([*row, _DASH, _DASH])
             else:
-                share, (low, high) = statistics.share_of_budget(plain, losses, steps)
+                share, (low, high) = statistics.share_of_budget(plain, _losses(found, arm), steps)
                 change = interval(statistics.relative(found, arm, arms["plain"], "loss"))
                 rows.append([*row, change, f"{share:.2f} [{low:.2f}, {high:.2f}]"])
-    header = (
-        "steps, way",
-        "tries",
-        "chosen rate",
-        "loss, nats a byte",
-        "difference to plain, %",
-        "share of plain's steps",
-    )
-    return table(header, rows)
+    return table(("steps, way", *_CHOSEN, "difference to plain, %", "share of plain's steps"), rows)
+
+
+def _language_variants(report: Report) -> str:
+    found, tuning = report.read("language"), report.read("language-tuning")
+    arms, rows = found.info["arms"], []
+    for arm, own in arms.items():
+        if not (variant := _variant(own)):
+            continue
+        same = {key: value for key, value in variant.items() if key != "until"}
+        plain = next(
+            other
+            for other, its in arms.items()
+            if (its["way"], its["steps"], _variant(its)) == ("plain", own["steps"], same)
+        )
+        words = ", ".join(_VARIANTS[key](value) for key, value in variant.items())
+        row = [f"{own['steps']} steps, {words}: {language.WAYS[own['way']].label}", *_chosen(found, tuning, arm)]
+        change = _DASH if arm == plain else interval(statistics.relative(found, arm, plain, "loss"))
+        rows.append([*row, change])
+    return table(("training", *_CHOSEN, "difference to plain, %"), rows)
+
+
+_CHOSEN = ("tries", "chosen rate", "loss, nats a byte")
+_VARIANTS: dict[str, Callable[[float], str]] = {
+    "until": lambda share: f"jumps in the first {100 * share:.0f} %",
+    "decay": lambda share: "constant rate" if share == 0 else f"rate falls in the last {100 * share:.0f} %",
+    "batch_size": lambda size: f"batches of {size}",
+    "width": lambda width: f"width {width}",
+}
+
+
+def _variant(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns by what a training differs from most: all that its settings have of that."""
+    return {key: own[key] for key in _VARIANTS if key in own}
+
+
+def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
+    """Returns the number of settings that a training was chosen from, the one that was chosen, and its loss."""
+
+    def comparable(own: Mapping[str, Any]) -> tuple[Any, ...]:
+        return own["way"], own["steps"], {key: value for key, value in _variant(own).items() if key != "until"}
+
+    own = found.info["arms"][arm]
+    tries = sum(comparable(other) == comparable(own) for other in tuning.info["arms"].values())
+    rate = f"{own['rate']:g}" + (f", b1 {own['b1']:g}" if own["way"] == "plain" else "")
+    return [str(tries), rate, f"{_losses(found, arm).mean():.3f}"]
 
 
 def _losses(found: Results, arm: str) -> Any:
@@ -323,5 +360,5 @@ def _precision(report: Report) -> str:
 TABLES: dict[str, Callable[..., str]] = {
     "summary": _summary, "claims": _claims, "arms": _arms, "rates": _rates, "budgets": _budgets,
     "predictors": _predictors, "layers": _layers, "batch-norm": _batch_norm,
-    "movement": _movement, "language": _language, "precision": _precision,
+    "movement": _movement, "language": _language, "language-variants": _language_variants, "precision": _precision,
 }  # fmt: skip

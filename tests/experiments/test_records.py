@@ -35,7 +35,7 @@ def test_keys(name):
 
 def test_studies():
     for experiment in EXPERIMENTS.values():
-        if isinstance(experiment, Predictors):
+        if type(experiment) is Predictors:
             assert all(fit.history in HISTORIES for fit in experiment.arms)
         if isinstance(experiment, Movement):
             assert all(arm.network in NETWORKS and arm.optimizer in OPTIMIZERS for arm in experiment.arms)
