@@ -136,7 +136,9 @@ def killed(tmp_path_factory):
 
 
 class TestRecords:
-    @pytest.mark.parametrize(("name", "count"), [("alexnet_1", 60_965_224), ("inception_v1", 13_378_280)])
+    @pytest.mark.parametrize(
+        ("name", "count"), [("alexnet_1", 60_965_224), pytest.param("inception_v1", 13_378_280, marks=pytest.mark.slow)]
+    )
     def test_full_networks(self, name, count):
         record = RECORDS[name]
         mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))

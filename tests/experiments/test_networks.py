@@ -85,6 +85,7 @@ def windowed(images, size, stride, padding):
     return jax.lax.reduce_window(images, -jnp.inf, jax.lax.max, window, strides, padding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pool", "size", "stride", "padding"),
     [

@@ -158,6 +158,7 @@ def test_one_compilation_for_each_shape_and_all_jumps():
     assert traced == [(16, 3), (8, 3)]
 
 
+@pytest.mark.slow
 def test_sharding_is_kept_on_eight_devices():
     program = """
 import jax, numpy as np

@@ -49,7 +49,14 @@ KINDS = {
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("same", "bfloat16"), ("same", "host"), ("host", "same"), ("masked", "masked"), ("host",) * 2]
+    ("old", "new"),
+    [
+        ("same", "bfloat16"),
+        *(
+            pytest.param(*both, marks=pytest.mark.slow)
+            for both in (("same", "host"), ("host", "same"), ("masked", "masked"), ("host", "host"))
+        ),
+    ],
 )
 def test_other_jumps_equal_those_from_the_start(old, new):
     before, after = chain((30, 40), **KINDS[old]), chain((20, 30, 40), **KINDS[new])

@@ -100,6 +100,7 @@ def test_snapshots_that_are_not_on_the_host_are_refused(runs, carried):
         donating(*carried(runs[5]), jnp.float32(5))
 
 
+@pytest.mark.slow
 def test_cut_at_every_step_with_orbax(runs, tmp_path):
     shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, begin())
     with ocp.CheckpointManager(tmp_path) as manager:
