@@ -453,7 +453,7 @@ EXPERIMENTS: tuple[Study, ...] = (
     _rates("sgd", "SGD", 5e-3, (0.5, 1.0, 2.0, 4.0, 8.0)),
     _rates("adam", "Adam", 1e-3, (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)),
     _budgets("mnist_3-budgets", "MNIST_3", "MNIST_3", (2.0, 4.0, 8.0, 16.0, 32.0)),
-    _budgets("he-budgets", "MNIST_3, He's weights", "MNIST_3, He", (0.5, 1.0, 2.0, 4.0, 8.0)),
+    _budgets("he-budgets", "MNIST_3, He initialization", "MNIST_3, He", (0.5, 1.0, 2.0, 4.0, 8.0)),
     mnist_3_schedules,
     mnist_3_layers,
     mnist_4,

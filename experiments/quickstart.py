@@ -20,7 +20,7 @@ def quickstart(
     output: Path = Path("runs/quickstart-results"),
     data_dir: Path | None = None,
 ) -> None:
-    """Trains MNIST_3 with SGD and with Adam, each without and with jumps; takes 2 minutes on two cores.
+    """Trains MNIST_3 with SGD and with Adam, each without and with jumps; takes 3 minutes on two cores.
 
     Where MNIST can't be had, it takes the small digits of scikit-learn instead, and says so. It is the experiment
     `quickstart` of `run`, whose work folder it shares; interrupted, it goes on.
