@@ -47,7 +47,7 @@ def list_experiments(workdir: Path = WORKDIR, results_dir: Path = results.FOLDER
     table = Table("name, and what it asks", *numbers, "measured", box=box.SIMPLE)
     for name, experiment in EXPERIMENTS.items():
         done = sum(1 for _ in (workdir / name).glob("*/*/result.json"))
-        count = str(_count(experiment))
+        count = str(len(_runs(experiment, _arms(experiment))))
         words = Text.assemble((name, "bold"), f"  {experiment.title}\n", (experiment.question, "dim"), "\n")
         table.add_row(words, count, str(done), str(experiment.minutes or ""), state_of(experiment, results_dir))
     Console().print(table)
@@ -120,15 +120,7 @@ def choose(names: Sequence[str], arms: Sequence[str], seeds: Sequence[int], step
         own = tuple(arm for arm in _arms(experiment) if not arms or arm.name in arms)
         if steps is not None:
             own = tuple(_shortened(experiment, arm, steps) for arm in own)
-        if isinstance(experiment, Experiment):
-            chosen += [
-                TrainingRun(experiment, arm, seed)
-                for arm in own
-                for seed in range(arm.seeds)
-                if not seeds or seed in seeds
-            ]
-        elif isinstance(experiment, Predictors | Movement | Language):
-            chosen += experiment.runs(own, tuple(seeds))
+        chosen += [run for run in _runs(experiment, own) if not seeds or run.seed in seeds]
     if not chosen:
         raise ValueError(f"seeds must be those of an arm of {', '.join(names)}; got {list(seeds)}")
     return chosen
@@ -177,30 +169,32 @@ def execute(
     return not stopped
 
 
+def _runs(experiment: Study, arms: Sequence[Any]) -> list[Run]:
+    """Returns the runs of some arms of an experiment, one for each seed."""
+    if isinstance(experiment, Predictors | Movement | Language):
+        return experiment.runs(tuple(arms))
+    if isinstance(experiment, Experiment):
+        return [TrainingRun(experiment, arm, seed) for arm in arms for seed in range(arm.seeds)]
+    return []
+
+
 def _arms(experiment: Study) -> Sequence[Any]:
     arms: Sequence[Any] = getattr(experiment, "arms", ())
     return arms
 
 
-def _count(experiment: Study) -> int:
-    return (
-        experiment.count
-        if isinstance(experiment, Predictors | Movement | Language)
-        else sum(a.seeds for a in _arms(experiment))
-    )
-
-
 def _shortened(experiment: Study, arm: Any, steps: int) -> Any:
     if not isinstance(experiment, Experiment):
         raise ValueError(f"steps of {experiment.name} can't be changed; got {steps}")
-    if isinstance(arm.jump_steps, range):
-        arm = dataclasses.replace(arm, jump_steps=range(arm.jump_steps.start, steps, arm.jump_steps.step))
-    last = max(arm.jump_steps, default=0)
+    steps = min(arm.steps, steps)
+    jumps, last = arm.jump_steps, max(arm.jump_steps, default=0)
+    if isinstance(jumps, range):  # at even intervals: as many as there is room for, but one at least
+        jumps, last = range(jumps.start, steps, jumps.step), jumps.start
     if steps <= last:
         raise ValueError(
             f"steps must be more than the last jump of {arm.name} of {experiment.name}, {last}; got {steps}"
         )
-    return dataclasses.replace(arm, steps=min(arm.steps, steps))
+    return dataclasses.replace(arm, steps=steps, jump_steps=jumps)
 
 
 def _check_versions(names: set[str], folder: Path) -> None:
@@ -208,8 +202,8 @@ def _check_versions(names: set[str], folder: Path) -> None:
     for name in sorted(names & set(results.names(folder))):
         if (found := results.read(name, folder).version) != version:
             raise ValueError(
-                f"results must be of version {version}; {folder / name} is of {found}: rename both of its files to "
-                f"{name}-v{found}, or give another folder"
+                f"results must be of version {version}; {folder / name} is of {found}: rename its files, {name}*, to "
+                f"{name}-v{found}*, or give another folder"
             )
 
 

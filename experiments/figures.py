@@ -20,6 +20,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _MARKERS, _DASHES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", (0, (1, 1)), (0, (4, 1, 1, 1)), (0, (6, 2)))
 Style = dict[str, Any]
 DOTTED = ", cosine decay"  # end of the name of a dotted line
+CURVES = 6  # single weights that are drawn
+FLOOR = -2.0  # points below which gains of schedules are drawn at it
 FAR = 10.0  # points from which a difference is written at the edge instead of drawn
 MINUS = "\N{MINUS SIGN}"
 
@@ -45,7 +47,7 @@ def _axes(columns: int = 1, height: float = 3.6, width: float = 8.6, **options: 
     for axis in axes[0]:
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes[0] if columns > 1 else axes[0][0]
+    return figure, axes[0]
 
 
 def curves(results: Results, labels: Mapping[str, str], plain_of: Callable[[str], str]) -> Figure:
@@ -118,7 +120,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
 def intervals(groups: Mapping[str, Mapping[str, Difference]], xlabel: str) -> Figure:
     """Draws means and 95 % intervals of differences, a row for each name and a marker for each group."""
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
-    figure, axis = _axes(height=1.2 + 0.26 * len(names))
+    figure, (axis,) = _axes(height=1.2 + 0.26 * len(names))
     for i, (group, rows) in enumerate(groups.items()):
         shift = 0.16 * (i - (len(groups) - 1) / 2)
         for name, found in rows.items():
@@ -150,8 +152,8 @@ def lines(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], xlabel: str, ylabel: str
 ) -> Figure:
     """Draws lines over a logarithmic axis in panels side by side; a name that ends with `DOTTED` is a variant."""
-    figure, axes = _axes(len(panels), sharey=False)
-    for axis, (title, named) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    figure, axes = _axes(len(panels))
+    for axis, (title, named) in zip(axes, panels.items(), strict=True):
         order = [name for name in named if name != "plain" and not name.endswith(DOTTED)]
         for name, (x, y) in named.items():
             base = name.removesuffix(DOTTED)
@@ -161,7 +163,7 @@ def lines(
         ticks = sorted({tick for x, _ in named.values() for tick in x})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-    _legend(figure, np.atleast_1d(axes)[0])
+    _legend(figure, axes[0])
     return figure
 
 
@@ -175,19 +177,19 @@ def changes(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], xlabel: str, yl
     """
     figure, axes = _axes(len(panels), sharey=True)
     names = list(dict.fromkeys(name for named in panels.values() for name in named))
-    for axis, (title, named) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+    for axis, (title, named) in zip(axes, panels.items(), strict=True):
         for name, (x, y) in named.items():
             look = style(names.index(name)) | {"markersize": 4.5, "linewidth": 1.4}
             axis.plot(x, y.mean(0), label=name, **look)
             axis.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.15, linewidth=0)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(xlabel=xlabel, title=title)
-    np.atleast_1d(axes)[0].set_ylabel(ylabel)
-    _legend(figure, np.atleast_1d(axes)[0])
+    axes[0].set_ylabel(ylabel)
+    _legend(figure, axes[0])
     return figure
 
 
-def around_jumps(results: Results, labels: Mapping[str, str], measure: str, ylabel: str, width: int = 500) -> Figure:
+def around_jumps(results: Results, labels: Mapping[str, str], measure: str, ylabel: str) -> Figure:
     """Draws a measure around each jump, a panel each, as a multiple of what it was right before the jump."""
     jumps = results.info["settings"]["around"]
     figure, axes = _axes(len(jumps), sharey=True)
@@ -195,7 +197,7 @@ def around_jumps(results: Results, labels: Mapping[str, str], measure: str, ylab
         for i, (arm, label) in enumerate(labels.items(), start=-1):
             ratios = []
             for curve in results.curves(arm).values():
-                near = (curve["step"] >= jump) & (curve["step"] <= jump + width)
+                near = (curve["step"] >= jump) & (curve["step"] <= jump + 500)
                 ratios.append(curve[measure][near] / curve[measure][near][0])
             steps = curve["step"][near] - jump
             look = style(i) | {"markersize": 4, "linewidth": 1.3}
@@ -208,7 +210,7 @@ def around_jumps(results: Results, labels: Mapping[str, str], measure: str, ylab
     return figure
 
 
-def schedules(results: Results, gain: Callable[[str], float], floor: float = -2.0) -> Figure:
+def schedules(results: Results, gain: Callable[[str], float]) -> Figure:
     """Draws the gain of each schedule against the number of jumps: a panel an interval, a line a first jump."""
     named: dict[int, dict[int, list[tuple[int, float]]]] = {}
     for arm, settings in results.info["arms"].items():
@@ -220,15 +222,15 @@ def schedules(results: Results, gain: Callable[[str], float], floor: float = -2.
     for axis, interval in zip(axes, sorted(named), strict=True):
         for i, first in enumerate(sorted(named[interval])):
             counts, gains = zip(*sorted(named[interval][first]), strict=True)
-            axis.plot(counts, np.maximum(gains, floor), label=f"from step {first}", markersize=5, **style(i))
+            axis.plot(counts, np.maximum(gains, FLOOR), label=f"from step {first}", markersize=5, **style(i))
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(xlabel="number of jumps", title=f"{interval} steps apart")
-    axes[0].set_ylabel(f"difference to plain, points (below {floor:g}: at {floor:g})")
+    axes[0].set_ylabel(f"difference to plain, points (below {FLOOR:g}: at {FLOOR:g})")
     _legend(figure, axes[-1])
     return figure
 
 
-def movement(results: Results, curves: Results, labels: Mapping[str, str], num_curves: int = 6) -> Figure:
+def movement(results: Results, curves: Results, labels: Mapping[str, str]) -> Figure:
     """Draws histograms of `w_end - w_0`, and curves of single weights with and without jumps."""
     figure, axes = _axes(2 * len(labels), height=3.4, width=4.3 * 2 * len(labels) / (1 if len(labels) == 1 else 1.4))
     table = results.columns
@@ -245,7 +247,7 @@ def movement(results: Results, curves: Results, labels: Mapping[str, str], num_c
         histogram.set(yscale="log", xlabel="change of a weight, end less start", ylabel="weights", title=label)
         own = {name: column[curves.columns["arm"] == arm] for name, column in curves.columns.items()}
         weights = np.unique(own["weight"])
-        for i, weight in enumerate(weights[:: max(1, len(weights) // num_curves)][:num_curves]):
+        for i, weight in enumerate(weights[:: max(1, len(weights) // CURVES)][:CURVES]):
             here = own["weight"] == weight
             steps, first = np.unique(own["step"][here], return_index=True)
             look = {"color": _COLOURS[i % len(_COLOURS)], "linewidth": 1.3}
@@ -254,11 +256,11 @@ def movement(results: Results, curves: Results, labels: Mapping[str, str], num_c
             trajectories.plot(steps, own["jumps"][here][first] - start, "--", label="jumps" if i == 0 else None, **look)
         for step in results.info["arms"][arm]["jump_steps"]:
             trajectories.axvline(step, color="0.6", linewidth=0.6, linestyle=":")
-        trajectories.set(xlabel="step", ylabel="change since the start", title=f"{num_curves} weights")
+        trajectories.set(xlabel="step", ylabel="change since the start", title=f"{CURVES} weights")
         trajectories.legend(fontsize=8)
     return figure
 
 
-def gains(results: Results, labels: Mapping[str, str], against: str = "plain") -> dict[str, Difference]:
+def gains(results: Results, labels: Mapping[str, str]) -> dict[str, Difference]:
     """Returns the differences of arms to plain training, by their labels."""
-    return {label: difference(results, arm, against) for arm, label in labels.items()}
+    return {label: difference(results, arm, "plain") for arm, label in labels.items()}

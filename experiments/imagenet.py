@@ -18,7 +18,6 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,6 +32,7 @@ from ._config import Arm, Experiment, Paper
 from .data.imagenet import Split, evaluation_batches, normalize, open_split, training_batches
 from .networks import NETWORKS
 from .optimizers import fingerprint, optimizer
+from .runs import locked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,7 +207,7 @@ def train(name: str, data: Path, workdir: Path, *, results_folder: Path | None =
 
     Raises:
       ValueError, FileNotFoundError: options or data that can't be used, or a work folder of other settings.
-      RuntimeError: another process trains in the same folder.
+      BlockingIOError: another process trains in the same folder.
       FloatingPointError: the loss is not finite.
     """
     chosen = Options(**options)
@@ -224,18 +224,16 @@ def train(name: str, data: Path, workdir: Path, *, results_folder: Path | None =
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if jax.process_index() == 0:
-            try:
-                stack.enter_context(filelock.FileLock(folder / "lock", timeout=0))
-            except filelock.Timeout:
-                raise RuntimeError(f"another process trains in {folder}") from None
-        rows = _Run(record, arm, chosen, splits, mesh, folder, workdir / "predictors").train()
+            stack.enter_context(locked(folder, "another process trains in"))
+        training = _Run(record, arm, chosen, splits, mesh, folder, workdir / "predictors" / "fitted")
+        rows = training.train()
     if rows is not None and jax.process_index() == 0:
         results.append(
             results_folder or workdir,
             name,
             rows,
             settings=record.settings(),
-            arms={arm.name: arm.settings()},
+            arms={arm.name: arm.settings() | {key: training.settings[key] for key in ("forecaster", "bfloat16")}},
             environment=results.environment(splits[0].description),
         )
     return rows is not None
@@ -361,7 +359,8 @@ class _Run:
         self.record, self.arm, self.options, self.mesh, self.folder = record, arm, options, mesh, folder
         self.training, self.validation = splits
         if self.training.classes != self.validation.classes:
-            raise ValueError("data must have the same number of classes in both splits")
+            classes = f"{self.training.classes} and {self.validation.classes}"
+            raise ValueError(f"data must have the same number of classes in both splits; got {classes}")
         tx = optimizer(record, arm, predictors).tx
         self.programs = programs(record, tx, self.training.classes, mesh, options)
         self.settings = {
@@ -429,7 +428,7 @@ class _Run:
         if step is None:
             return self.programs.start(), [], 0, 0
         about = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        now = {name: _plain(value) for name, value in self.settings.items()}
+        now = self.settings
         before = about["settings"]
         differ = [name for name in now if now[name] != before.get(name)]
         if differ:
@@ -490,7 +489,3 @@ class _Run:
             f"step {step:,}: loss {loss:.4f}, {speed:,.0f} images a second, {hours:.1f} hours left"
             + (f", {skipped} images skipped" if skipped else "")
         )
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

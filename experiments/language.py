@@ -162,14 +162,9 @@ class Language(Study):
     data: str = "text"
     arms: tuple[Training, ...]
 
-    def runs(self, arms: tuple[Training, ...], seeds: tuple[int, ...]) -> list[Run]:
+    def runs(self, arms: tuple[Training, ...]) -> list[Run]:
         """Returns what is to be done, a training at a time."""
-        return [LanguageRun(self, arm, seed) for arm in arms for seed in arm.seeds if not seeds or seed in seeds]
-
-    @property
-    def count(self) -> int:
-        """Number of runs."""
-        return sum(len(arm.seeds) for arm in self.arms)
+        return [LanguageRun(self, arm, seed) for arm in arms for seed in arm.seeds]
 
     def settings(self) -> Settings:
         """Returns what its results depend on apart from their arm, for JSON."""

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from . import figures, language, results, statistics
 from ._config import Experiment
 from .results import FOLDER
-from .tables import TABLES, WAYS, Report, best, language_arms, plain_of
+from .tables import TABLES, WAYS, Report, best, language_arms, language_budgets, plain_of
 
 _MARKED = re.compile(r"(<!-- (table|figure): ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -102,7 +102,7 @@ def _movement_figure(report: Report, name: str) -> Figure:
 
 def _language_figure(report: Report) -> Figure:
     found, groups = report.read("language"), {}
-    for steps in sorted({own["steps"] for own in found.info["arms"].values()}):
+    for steps in language_budgets(found):
         arms = language_arms(found, steps)
         plain = arms.pop("plain")
         changes = {
@@ -114,7 +114,7 @@ def _language_figure(report: Report) -> Figure:
 
 def _language_curves(report: Report) -> Figure:
     found, panels = report.read("language"), {}
-    for steps in sorted({own["steps"] for own in found.info["arms"].values()}):
+    for steps in language_budgets(found):
         arms, lines = language_arms(found, steps), {}
         for way in language.NESTEROV:
             if way not in arms:

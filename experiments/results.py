@@ -103,7 +103,7 @@ def append(
     }
     new = json.loads(json.dumps(new))
     kept: list[Row] = []
-    if (folder / f"{name}.json").exists():
+    if (folder / f"{name}.csv.gz").exists():
         old, kept = _read_rows(folder, name)
         for key in ("version", "settings"):
             _check_same(f"{key} of {folder / name}", old[key], new[key])
@@ -142,8 +142,8 @@ def write(folder: Path, name: str, info: Mapping[str, Any], rows: Iterable[Row])
     with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file:
         file.write(text.getvalue().encode())
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{name}.json", (json.dumps(info, indent=1) + "\n").encode())
-    _replace(folder / f"{name}.csv.gz", packed.getvalue())
+    replace(folder / f"{name}.json", (json.dumps(info, indent=1) + "\n").encode())
+    replace(folder / f"{name}.csv.gz", packed.getvalue())
 
 
 def read(name: str, folder: Path = FOLDER) -> Results:
@@ -190,7 +190,8 @@ def _check_same(what: str, found: Any, given: Any) -> None:
         raise ValueError(f"{what} must be the same as in the results that are there, {found}; got {given}")
 
 
-def _replace(path: Path, contents: bytes) -> None:
+def replace(path: Path, contents: bytes) -> None:
+    """Writes a file that is whole or not there."""
     new = path.with_name(f".{path.name}.new")
     with new.open("wb") as file:
         file.write(contents)

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -215,12 +214,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, contents: Any) -> None:
     """Writes a JSON file that is whole or not there."""
-    new = path.with_suffix(".new")
-    with new.open("w") as file:
-        json.dump(contents, file, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    results.replace(path, json.dumps(contents, allow_nan=False).encode())
 
 
 def _differences(found: Any, expected: Any, name: str = "") -> list[str]:

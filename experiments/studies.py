@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from ._config import Study
 from .networks import NETWORKS, ConvNet
 from .optimizers import OPTIMIZERS, Optimizer
 from .runs import Context, Run, Settings, Tables, locked
-from .training import Row, Task, Trainable, rounded, train
+from .training import Row, Task, Trainable, train
 
 Array = npt.NDArray[Any]
 # Of `N_0` (section 4.1 of the paper).
@@ -93,14 +91,9 @@ class Predictors(Study):
 
     arms: tuple[Any, ...]
 
-    def runs(self, arms: tuple[Any, ...], seeds: tuple[int, ...]) -> list[Run]:
+    def runs(self, arms: tuple[Any, ...]) -> list[Run]:
         """Returns what is to be done, a predictor at a time."""
-        return [FitRun(self, arm, 0) for arm in arms if not seeds or 0 in seeds]
-
-    @property
-    def count(self) -> int:
-        """Number of runs."""
-        return len(self.arms)
+        return [FitRun(self, arm, 0) for arm in arms]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,16 +135,9 @@ class Movement(Study):
     arms: tuple[Recorded, ...]
     seeds: int
 
-    def runs(self, arms: tuple[Recorded, ...], seeds: tuple[int, ...]) -> list[Run]:
+    def runs(self, arms: tuple[Recorded, ...]) -> list[Run]:
         """Returns what is to be done, a training at a time."""
-        return [
-            MovementRun(self, arm, seed) for arm in arms for seed in range(self.seeds) if not seeds or seed in seeds
-        ]
-
-    @property
-    def count(self) -> int:
-        """Number of runs."""
-        return len(self.arms) * self.seeds
+        return [MovementRun(self, arm, seed) for arm in arms for seed in range(self.seeds)]
 
 
 def record(
@@ -223,7 +209,7 @@ class FitRun(Run):
             oi.save(fitted.forecaster, destination)
         row = errors(fitted.forecaster, fitted.train, fitted.validation)
         row |= linear_rule(fitted.forecaster, fitted.validation)
-        return {"": [row], "displacement": list(displacements(fitted.forecaster, fitted.validation))}
+        return {"": [row]}
 
 
 class MovementRun(Run):
@@ -283,25 +269,6 @@ def linear_rule(forecaster: Forecaster, validation: Examples) -> Row:
         "rule_l1": 1000 * float(np.mean(np.abs(now + rule - validation.targets))),
         "displacement_x1000": 1000 * float(np.mean(np.abs(moved))),
     }
-
-
-def displacements(forecaster: Forecaster, validation: Examples, bins: int = 41) -> Iterator[Row]:
-    """Yields how far weights are forecast to move, and how far they moved, by how far they came since `0.4t`.
-
-    Quartiles in bins of `w_t - w_{0.4t}`, all times 1000; bins with fewer than 20 weights are left out.
-    """
-    now = validation.inputs[:, 0].astype(np.float64)
-    came = now - validation.inputs[:, validation.points.index(0.4)]
-    both = {"moved": _forecast(forecaster, validation) - now, "truth": validation.targets - now}
-    edge = float(np.quantile(np.abs(came), 0.995))
-    for low, high in itertools.pairwise(np.linspace(-edge, edge, bins + 1).tolist()):
-        here = (came >= low) & (came < high)
-        if here.sum() >= 20:
-            row: Row = {"came": rounded(500 * (low + high)), "weights": int(here.sum())}
-            for name, values in both.items():
-                quartiles = (1000 * np.quantile(values[here], (0.25, 0.5, 0.75))).round(4).tolist()
-                row |= {f"{name}_{q}": value for q, value in zip((25, 50, 75), quartiles, strict=True)}
-            yield row
 
 
 def _forecast(forecaster: Forecaster, examples: Examples) -> Array:

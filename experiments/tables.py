@@ -278,9 +278,14 @@ def language_arms(found: Results, steps: int) -> dict[str, str]:
     return {way: arms[way] for way in language.WAYS if way in arms}
 
 
+def language_budgets(found: Results) -> list[int]:
+    """Returns the numbers of steps that were measured, but for variants of a training."""
+    return sorted({own["steps"] for own in found.info["arms"].values() if not _variant(own)})
+
+
 def _language(report: Report) -> str:
     found, tuning = report.read("language"), report.read("language-tuning")
-    budgets = sorted({own["steps"] for own in found.info["arms"].values() if not _variant(own)})
+    budgets = language_budgets(found)
     plain = {n: _losses(found, language_arms(found, n)["plain"]) for n in budgets}
     rows = []
     for steps in budgets:
@@ -341,6 +346,15 @@ def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
     return [str(tries), rate, f"{_losses(found, arm).mean():.3f}"]
 
 
+def _language_predictors(report: Report) -> str:
+    found, rows = report.read("language-predictors"), []
+    for i, arm in enumerate(found.columns["arm"]):
+        own = found.info["arms"][arm]
+        errors = [f"{found.columns[name][i]:.3f}" for name in ("validation_l1", "staying_l1")]
+        rows.append([f"{own['target']}, every {own['period']}", *errors])
+    return table(("predictor", "error", "no change"), rows)
+
+
 def _losses(found: Results, arm: str) -> Any:
     return np.array([curve["loss"][-1] for curve in found.curves(arm).values()])
 
@@ -360,5 +374,6 @@ def _precision(report: Report) -> str:
 TABLES: dict[str, Callable[..., str]] = {
     "summary": _summary, "claims": _claims, "arms": _arms, "rates": _rates, "budgets": _budgets,
     "predictors": _predictors, "layers": _layers, "batch-norm": _batch_norm,
-    "movement": _movement, "language": _language, "language-variants": _language_variants, "precision": _precision,
+    "movement": _movement, "language": _language, "language-variants": _language_variants,
+    "language-predictors": _language_predictors, "precision": _precision,
 }  # fmt: skip

@@ -30,7 +30,10 @@ def number(name: str, value: Any, *, zero: bool = False) -> float:
     Raises:
       ValueError: It is something else.
     """
-    result = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    try:
+        result = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # of a huge integer
+        result = math.nan
     with np.errstate(over="ignore", under="ignore"):
         kept = np.float32(result)
     if not (np.isfinite(kept) and (kept > 0 or (zero and result == 0))):

@@ -14,10 +14,12 @@ from ._step import Introspection
 def check_period(schedule: Plan, period: int | None) -> None:
     """Raises a ValueError if a forecaster for jumps at even intervals gets other ones."""
     steps = schedule.jump_steps
-    if period is not None and steps != tuple(range(period - 1, steps[-1] + 1, period)):
+    if period is None:
+        return
+    if (steps[0] + 1) % period or steps != tuple(range(steps[0], steps[-1] + 1, period)):
         raise ValueError(
-            f"with period={period} the forecaster needs jump_steps=range({period - 1}, total, {period}); "
-            f"got {steps if len(steps) < 5 else f'{str(steps[:4])[:-1]}, ...)'}"
+            f"with period={period} the forecaster needs jump_steps=range({period - 1}, total, {period}), or a later "
+            f"part; got {steps if len(steps) < 5 else f'{str(steps[:4])[:-1]}, ...)'}"
         )
 
 

@@ -262,8 +262,8 @@ def checked_jump_steps(jump_steps: Sequence[int]) -> tuple[int, ...]:
 def _checked_point(point: Any) -> Point | None:
     if isinstance(point, Integral) and not isinstance(point, bool) and point < 0:
         return int(point)
-    fraction = float(point) if isinstance(point, Real) and not isinstance(point, bool) else -1.0
-    return fraction if 0 <= fraction <= 1 else None
+    real = isinstance(point, Real) and not isinstance(point, bool)
+    return float(point) if real and 0 <= point <= 1 else None
 
 
 def _checked_sources(points: tuple[Point, ...], t: int) -> tuple[int, ...]:

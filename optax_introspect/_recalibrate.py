@@ -29,12 +29,13 @@ def recalibrate(model: Model, batches: Iterable[Any], forward: Callable[[Model, 
 
     With `forward=None` synchronised batch norms (`axis_name`) work as well: the pass isn't mapped, so each layer sees
     the whole batch. A `forward` of your own must bind their axis, for example with `nnx.vmap` or `jax.shard_map`.
-    A layer that is used several times in a pass keeps the statistics of its last use.
+    A layer that is used several times in a pass keeps the statistics of its last use. After an error the
+    model is unchanged.
 
     Args:
-      model: a Flax NNX module, changed in place. Layers of your own that hold `nnx.BatchStat` variables need an
+      model: A Flax NNX module, changed in place. Layers of your own that hold `nnx.BatchStat` variables need an
         attribute `momentum`. For Flax Linen see `examples/linen_batch_norm.py`.
-      batches: batches, each an array or a tree of arrays. They are read once, one at a time.
+      batches: Batches, each an array or a tree of arrays. They are read once, one at a time.
       forward: `forward(model, batch)` makes a forward pass in training mode; its result is not used. `None` calls
         `model(batch)`. It is compiled once for each shape of batch, and again for each new function, so define it
         once for all jumps.
@@ -43,7 +44,6 @@ def recalibrate(model: Model, batches: Iterable[Any], forward: Callable[[Model, 
       TypeError: `model` is not an NNX module.
       ValueError: the model has no batch statistics, a pass doesn't replace some of them, or there are no batches.
       FloatingPointError: the new statistics are not finite.
-      After any error the model is unchanged.
 
     Examples:
       >>> import optax_introspect

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
@@ -46,7 +45,8 @@ def reschedule(
 
     Raises:
       ValueError: The new jumps need weights that are neither in `opt_state` nor in `weights`; `opt_state` is that of
-        another optimizer; `tx` has no `introspect`, or several; `step` is missing; or `weights` are not like `params`.
+        another optimizer; `tx` has no `introspect`, several, one whose state a wrapper changes, or one that keeps other
+        arrays than `params`; `step` is missing, or not what the state has counted; or `weights` are not like `params`.
 
     Examples:
       A run without jumps gets some after a hundred updates, from its first weights:
@@ -181,7 +181,7 @@ def _filled(
 
 def _check_same_rest(opt_state: Any, shapes: Any) -> None:
     have, need = (
-        [f"{np.dtype(leaf.dtype)}{list(leaf.shape)}" for leaf in _nodes(tree) if not isinstance(leaf, IntrospectState)]
+        [f"{leaf.dtype}{list(leaf.shape)}" for leaf in _nodes(tree) if not isinstance(leaf, IntrospectState)]
         for tree in (opt_state, shapes)
     )
     if have != need:
@@ -189,7 +189,7 @@ def _check_same_rest(opt_state: Any, shapes: Any) -> None:
         i = differ[0] if differ else min(len(have), len(need))
         raise ValueError(
             f"opt_state must be that of tx but for introspect; it has {len(have)} other arrays and tx {len(need)}, "
-            f"which differ from the {i + 1}th on: {have[i : i + 1] or 'none'} and {need[i : i + 1] or 'none'}"
+            f"which differ from array {i + 1} on: {have[i : i + 1] or 'none'} and {need[i : i + 1] or 'none'}"
         )
 
 
@@ -198,7 +198,7 @@ def _copied(at: int, tree: Any, params: Any) -> Leaves:
     given, expected = _by_name(nnx.as_pure(tree)), _by_name(params)
     for name in expected | given:
         have, want = (
-            f"{np.dtype(leaves[name].dtype)}{list(leaves[name].shape)}" if name in leaves else "nothing"
+            f"{leaves[name].dtype}{list(leaves[name].shape)}" if name in leaves else "nothing"
             for leaves in (given, expected)
         )
         if have != want:
@@ -211,4 +211,6 @@ def _nodes(tree: Any) -> list[Any]:
 
 
 def _by_name(tree: Any) -> Leaves:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    # Parameters may be plain numbers.
+    named = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for path, leaf in named}

@@ -1,6 +1,5 @@
 """Format of snapshots: their leaves, dtype, memory, and differences to the first weights."""
 
-import functools
 from typing import Any
 
 import jax
@@ -101,13 +100,8 @@ def decode(snapshot: jax.Array, weight_dtype: Any, first: jax.Array | None) -> j
 
 def compute_dtype(dtype: Any) -> Any:
     """Returns the dtype that forecasts of weights of a dtype are computed in: float32, or float64 for float64."""
-    return promoted(dtype, jnp.float32)
-
-
-def promoted(*dtypes: Any) -> Any:
-    """Returns the dtype that holds all of these, also under strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        return functools.reduce(jnp.promote_types, dtypes)
+    with jax.numpy_dtype_promotion("standard"):  # also under strict promotion
+        return jnp.promote_types(dtype, jnp.float32)
 
 
 def to_host(array: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """One step of `introspect`, on the leaves that are forecast."""
 
 import dataclasses
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -84,8 +85,13 @@ class Introspection:
 
 @partial(jax.jit, static_argnums=0)  # compiled once also where `update` is called outside of jit
 def advance(
-    this: Introspection, updates: Arrays, weights: Arrays, slots: list[Arrays], slot_steps: jax.Array, n: jax.Array
-) -> tuple[Arrays, list[Arrays], jax.Array, jax.Array, jax.Array]:
+    this: Introspection,
+    updates: list[jax.Array | None],
+    weights: Arrays,
+    slots: list[Arrays],
+    slot_steps: jax.Array,
+    n: jax.Array,
+) -> tuple[list[jax.Array | None], list[Arrays], jax.Array, jax.Array, jax.Array]:
     """Makes step `n`.
 
     Nearly all steps are idle: nothing is captured, and there is no jump. All that happens in the others stands in one
@@ -94,7 +100,7 @@ def advance(
 
     Args:
       this: What is known before training.
-      updates: The updates of the transformations before.
+      updates: The updates of the transformations before; None for weights that are kept, but not moved.
       weights: The weights, `w_n`.
       slots: What each slot holds of each array.
       slot_steps: int32 [num_slots], the step of what each slot holds.
@@ -116,14 +122,22 @@ def advance(
         jump = jnp.argmax(n == this.jump_steps)
         found = slot_steps[jnp.asarray(this.jump_slots)[jump]] == jnp.asarray(this.jump_sources)[jump]
         ready = jnp.any(n == this.jump_steps) & jnp.all(found)
-        slots[-1] = write_if(ready, partial(_displacements, this), slots[-1], slots[:-1], weights, n)
-        return slots, _with_step(slot_steps, ready, len(slots) - 1, -1), ready
+        slots[-1] = write_if(ready, partial(_displacements, this, trained), slots[-1], slots[:-1], weights, n)
+        return slots, _with_step(slot_steps, ready, lost, -1), ready
 
+    trained = [i for i, update in enumerate(updates) if update is not None]
+    # A jump overwrites the last slot. If that is the one of step 0, the differences to it have lost their meaning.
+    last = len(slots) - 1
+    lost = range(last + 1) if this.plan.first_slot == last and this.snapshot_dtype is not None else [last]
     slots, slot_steps, ready = write_if(is_event, event, (slots, slot_steps, jnp.zeros([], bool)), weights, n)
-    dtypes = [update.dtype for update in updates]
-    taken = write_if(ready, lambda _, d, w: _all_finite(d, w, dtypes), jnp.zeros([], bool), slots[-1], weights)
-    updates = [jnp.where(taken, u + d.astype(u.dtype), u) for u, d in zip(updates, slots[-1], strict=True)]
-    return updates, slots, slot_steps, taken.astype(jnp.int32), (is_jump & ~taken).astype(jnp.int32)
+    dtypes = [update.dtype for update in updates if update is not None]
+    both = [[leaves[i] for i in trained] for leaves in (slots[-1], weights)]
+    taken = write_if(ready, lambda _, d, w: _all_finite(d, w, dtypes), jnp.zeros([], bool), *both)
+    moved = [
+        None if u is None else jnp.where(taken, u + d.astype(u.dtype), u)
+        for u, d in zip(updates, slots[-1], strict=True)
+    ]
+    return moved, slots, slot_steps, taken.astype(jnp.int32), (is_jump & ~taken).astype(jnp.int32)
 
 
 def _capture(
@@ -141,17 +155,19 @@ def _capture(
         firsts = [this.first_of(slot, w, [arrays[i] for arrays in slots]) for i, w in enumerate(weights)]
         if this.capture_steps(slot).size:
             slots[slot] = write_if(is_now, write, slots[slot], weights, firsts)
-        slot_steps = _with_step(slot_steps, is_now, slot, n)
+        slot_steps = _with_step(slot_steps, is_now, [slot], n)
     return slots, slot_steps
 
 
-def _with_step(slot_steps: jax.Array, condition: jax.Array, slot: int, step: Any) -> jax.Array:
-    """Returns `slot_steps` with the step of one slot, if a condition holds."""
+def _with_step(slot_steps: jax.Array, condition: jax.Array, slots: Sequence[int], step: Any) -> jax.Array:
+    """Returns `slot_steps` with the step of some slots, if a condition holds."""
     # As an update of a slice, it would keep the conditional out of the CUDA graph.
-    return jnp.where(condition & (np.arange(slot_steps.size) == slot), step, slot_steps)
+    return jnp.where(condition & np.isin(np.arange(slot_steps.size), slots), step, slot_steps)
 
 
-def _displacements(this: Introspection, last: Arrays, others: list[Arrays], weights: Arrays, n: jax.Array) -> Arrays:
+def _displacements(
+    this: Introspection, trained: list[int], last: Arrays, others: list[Arrays], weights: Arrays, n: jax.Array
+) -> Arrays:
     """Returns the forecasts less the weights, for the jump at step `n`, in place of what the last slot holds."""
     slot_of_point = jnp.asarray(this.jump_slots)[jnp.argmax(n == this.jump_steps)]
     key = jax.random.fold_in(jax.random.key(0), n)
@@ -180,6 +196,8 @@ def _displacements(this: Introspection, last: Arrays, others: list[Arrays], weig
     in_own_branch = jax.jit(partial(write_if, n >= 0, displacement))
     return [
         in_own_branch(last[i], [slot[i] for slot in others], weight, slot_of_point, jax.random.fold_in(key, i))
+        if i in trained
+        else last[i]
         for i, weight in enumerate(weights)
     ]
 

@@ -73,9 +73,10 @@ def introspect(
     Args:
       jump_steps: Increasing positive integers; may be a `range`.
       forecaster: The forecaster; None is :func:`optax_introspect.pretrained`.
-      snapshot_dtype: Floating dtype of the snapshots of real weights; None is that of the weights. If 0 is one of the
-        points, the weights of step 0 are kept in their own dtype and the others as differences to them, which loses
-        little: in bfloat16 less than 1 % of the displacement. Otherwise the weights themselves are rounded.
+      snapshot_dtype: Floating dtype of the snapshots of real weights, of at least 16 bits; None is that of the weights.
+        If 0 is one of the points, the weights of step 0 are kept in their own dtype and the others as differences to
+        them, which loses little: in bfloat16 less than 1 % of the displacement. Otherwise the weights themselves are
+        rounded.
       memory_kind: `"pinned_host"` keeps all slots but one in the memory of the host. None keeps them on the device.
         Restore such a state into the shardings of that of `init`.
 
@@ -84,8 +85,9 @@ def introspect(
 
     Raises:
       ValueError: An argument is not valid (see :func:`optax_introspect.plan`), or `jump_steps` are not those that the
-        forecaster is made for. From `init`: the devices have no such memory. From `update`: `params` are missing or are
-        not those of `init`.
+        forecaster is made for. From `init`: the devices have no such memory. From `update`: `params` are missing or not
+        those of `init`; `state` is not an `IntrospectState`, or was made for other jumps; or snapshots are on the
+        device that are to be in the memory of the host.
       TypeError: `forecaster` is not a forecaster.
 
     Examples:
@@ -151,15 +153,16 @@ def introspect(
         treedef: Any
         weights, treedef = jax.tree.flatten(params)
         all_updates, *all_slots = (treedef.flatten_up_to(tree) for tree in (updates, *state.snapshots))
-        moved = [i for i, (w, u) in enumerate(zip(weights, all_updates, strict=True)) if _is_moved(w, u)]
+        kept = [i for i, w in enumerate(weights) if dtype_of_snapshot(jnp.result_type(w), None) is not None]
 
-        own_updates, *own_slots = ([leaves[i] for i in moved] for leaves in (all_updates, *all_slots))
+        own_updates = [all_updates[i] if _is_trained(all_updates[i]) else None for i in kept]
+        own_slots = [[leaves[i] for i in kept] for leaves in all_slots]
         own_updates, own_slots, slot_steps, taken, refused = advance(
-            this, own_updates, [weights[i] for i in moved], own_slots, state.snapshot_steps, state.introspect_step
+            this, own_updates, [weights[i] for i in kept], own_slots, state.snapshot_steps, state.introspect_step
         )
         for leaves, own in zip((all_updates, *all_slots), (own_updates, *own_slots), strict=True):
-            for i, leaf in zip(moved, own, strict=True):
-                leaves[i] = leaf
+            for i, leaf in zip(kept, own, strict=True):
+                leaves[i] = leaves[i] if leaf is None else leaf
         return treedef.unflatten(all_updates), IntrospectState(
             introspect_step=optax.safe_increment(state.introspect_step),
             snapshots=tuple(treedef.unflatten(slot) for slot in all_slots),
@@ -171,7 +174,6 @@ def introspect(
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
 
 
-def _is_moved(weight: Any, update: Any) -> bool:
-    """Returns whether a jump moves an array: it is forecast, and it is trained."""
-    trained = update is not None and getattr(update, "dtype", None) != jax.dtypes.float0
-    return trained and dtype_of_snapshot(jnp.result_type(weight), None) is not None
+def _is_trained(update: Any) -> bool:
+    """Returns whether an array is trained in this step; else a jump leaves it alone."""
+    return update is not None and getattr(update, "dtype", None) != jax.dtypes.float0

@@ -24,6 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from .shards import damaged_shards
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 Crop = Callable[[int, int], Box]  # from the width and height of an image
 Example = dict[str, Any]
@@ -31,7 +33,6 @@ Example = dict[str, Any]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = (".jpeg", ".jpg", ".png")
 SIZES = {"train": 1_281_167, "validation": 50_000}
-CROPS = ("alexnet", "resized")
 
 _TFDS = "imagenet2012"
 _IMAGENET_CLASS = re.compile(r"n\d{8}")
@@ -299,7 +300,6 @@ class _Tfds:
 
 def _open_tfds(data: Path, split: str) -> Split:
     import tensorflow_datasets as tfds  # slow to import
-    from array_record.python.array_record_module import ArrayRecordReader
 
     try:
         builder = tfds.builder(_TFDS, data_dir=data, file_format="array_record")
@@ -313,17 +313,7 @@ def _open_tfds(data: Path, split: str) -> Split:
         )
     except Exception as error:  # a dozen kinds
         raise ValueError(f"data must have {_TFDS} prepared as array_record; {data / _TFDS}: {error}") from error
-    damaged = []
-    info = builder.info.splits[split]
-    for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
-        try:
-            reader = ArrayRecordReader(os.fspath(path))
-            found = reader.num_records()
-            reader.close()
-        except RuntimeError:
-            found = 0
-        if found != length:
-            damaged.append(Path(path).name)
+    damaged = damaged_shards(builder.info.splits[split])
     if damaged or len(examples) != SIZES[split]:
         raise ValueError(
             f"data must have all {SIZES[split]} images of {_TFDS}; {data / _TFDS} has {len(examples)} in {split}; "

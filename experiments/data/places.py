@@ -127,7 +127,7 @@ def from_tfds(name: str, classes: int, shapes: list[tuple[int, ...]]) -> tuple[s
     # Rather than to pass over it: with the same seed the next place gives other batches.
     what_to_do = f"prepare it again, or move {builder.data_path} away to have {name} from elsewhere"
     for split in ("train", "test"):
-        if damaged := damaged_shards(builder.info.splits[split])[1]:
+        if damaged := damaged_shards(builder.info.splits[split]):
             raise ValueError(f"{source}: missing or incomplete files {', '.join(damaged)}; {what_to_do}")
     arrays = []
     for split in splits:

@@ -1,18 +1,19 @@
 """Finds missing and incomplete files among those that TFDS prepared."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 
-def damaged_shards(split: Any) -> tuple[int, list[str]]:
-    """Returns how many examples the files of a split have, and the names of those files that are not whole.
+def damaged_shards(split: Any) -> list[str]:
+    """Returns the names of the files of a split that are not whole.
 
     Args:
       split: a `tfds.core.SplitInfo`.
     """
     from array_record.python import array_record_module  # there is none but for Linux
 
-    found, damaged = 0, []
+    damaged = []
     for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
         try:
             reader = array_record_module.ArrayRecordReader(os.fspath(path))
@@ -20,7 +21,6 @@ def damaged_shards(split: Any) -> tuple[int, list[str]]:
             reader.close()
         except RuntimeError:
             records = 0
-        found += records
         if records != length:
-            damaged.append(path.name)
-    return found, damaged
+            damaged.append(Path(path).name)
+    return damaged

@@ -21,7 +21,7 @@ class CifarNet(nnx.Module):
     enlarge, but don't normalise. Running statistics have the momentum 0.99.
 
     Convolutions and batch norms are Flax's own: on a CPU the first convolution takes longer as patches and a matrix
-    product, and a step hardly less without batch norms (`python -m experiments benchmark --sections layers`).
+    product, and a step hardly less without batch norms.
 
     Args:
       rngs: where the initial weights come from.

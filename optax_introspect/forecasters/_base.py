@@ -15,6 +15,9 @@ class Forecaster(Protocol):
 
     Attributes:
       points: The steps that it looks at: fractions of the jump step, or steps back as negative integers.
+
+    A forecaster may have an attribute `period` as well, an integer: jumps are then made at the end of every period, at
+    `range(period - 1, total, period)` or a later part of it, and other jump steps are an error.
     """
 
     @property
@@ -55,8 +58,9 @@ def custom_forecaster(function: Callable[..., jax.Array], points: Sequence[Point
     """Makes a forecaster of a function.
 
     Args:
-      function: From the array at each point, all of one shape, to the forecast of that shape. An elementwise function
-        takes no memory and no communication between devices.
+      function: From the array at each point, all of one shape, to the forecast of that shape. They are float32, or
+        float64 for float64 weights; a complex array is given as two. An elementwise function takes no memory and no
+        communication between devices.
       points: The points, in the order of the function's arguments: fractions of the jump step or negative integers,
         from the latest to the earliest, `1.0` first.
 

@@ -59,11 +59,14 @@ def linear(coefficients: Sequence[float], points: Sequence[Point]) -> Linear:
       >>> tx = optax_introspect.introspect((3000, 4000), two_point)
     """
     points = checked_points(points)
-    values = tuple(float(c) for c in coefficients)
+    try:
+        values = tuple(float(c) for c in coefficients)
+    except (TypeError, ValueError, OverflowError):
+        values = ()
     if len(values) != len(points) or not all(map(math.isfinite, values)) or abs(math.fsum(values) - 1) > 1e-6:
         raise ValueError(
             f"coefficients must be {len(points)} finite numbers that add up to 1, one for each of the points {points}; "
-            f"got {values}"
+            f"got {coefficients!r}"
         )
     return Linear(values, points)
 
@@ -114,7 +117,8 @@ def lookahead(period: int, alpha: float = 0.5) -> Linear:
     .. math:: s' = s + \alpha (w - s)
 
     with :math:`w` the weights now and :math:`s` those after the last jump. Use it with
-    `jump_steps=range(period - 1, total, period)`; other jump steps are an error. It keeps one copy of the weights.
+    `jump_steps=range(period - 1, total, period)`, or a later part of it; others are an error. It keeps one copy of the
+    weights.
 
     Args:
       period: Steps from one jump to the next, at least 2.
@@ -147,8 +151,8 @@ def heavy_ball(period: int, learning_rate: float, momentum: float) -> Linear:
     .. math:: s' = s + \eta (w - s) + \mu (s - s_{\mathrm{before}})
 
     with :math:`w` the weights now, and :math:`s` and :math:`s_{\mathrm{before}}` those after the last two jumps. Use it
-    with `jump_steps=range(period - 1, total, period)`; other jump steps are an error. It keeps three copies of the
-    weights.
+    with `jump_steps=range(period - 1, total, period)`, or a later part of it; others are an error. It keeps three
+    copies of the weights.
 
     Args:
       period: Steps from one jump to the next, at least 2.
@@ -179,7 +183,8 @@ def nesterov(period: int, learning_rate: float = 0.8, momentum: float = 0.75) ->
 
     with :math:`w` the weights now and :math:`s` those after the last jump. Written without the buffer :math:`b`, it is
     a weighted sum of the weights now, after and before the last jump, and after the one before. Use it with
-    `jump_steps=range(period - 1, total, period)`; other jump steps are an error. It keeps five copies of the weights.
+    `jump_steps=range(period - 1, total, period)`, or a later part of it; others are an error. It keeps five copies of
+    the weights.
 
     Args:
       period: Steps from one jump to the next, at least 2.

@@ -159,9 +159,9 @@ def network_forecaster(
 
     .. math:: F(w_t, \dots, w_0) = I(c\, w_t, \dots, c\, w_0) / c
 
-    An :class:`optax_introspect.IntrospectionNetwork` is evaluated in one fused loop, without memory for activations or
-    communication between devices. Any other module goes through `jax.vmap`, 16384 weights at a time. For a Linen module
-    use :func:`optax_introspect.custom_forecaster`.
+    An :class:`optax_introspect.IntrospectionNetwork` of up to 1024 multiplications is evaluated in one fused loop,
+    without memory for activations or communication between devices. Larger ones and other modules go through
+    `jax.vmap`, 16384 weights at a time. For a Linen module use :func:`optax_introspect.custom_forecaster`.
 
     Args:
       module: A module from float `[num_points]` to `[1]` or a scalar. Later changes to it have no effect.
@@ -192,7 +192,8 @@ def network_forecaster(
     points = checked_points(points)
     scale = _arguments.number("scale", scale)
     graphdef, state = nnx.split(module)
-    state = jax.tree.map(np.asarray, state)
+    # Generators of random numbers have keys, which NumPy doesn't know.
+    state = jax.tree.map(lambda x: x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x), state)
     for path, leaf in jax.tree.leaves_with_path(state):
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not np.all(np.isfinite(leaf)):
             raise ValueError(f"weights of module must be finite; {jax.tree_util.keystr(path)} is not")
@@ -201,8 +202,8 @@ def network_forecaster(
         output = jax.eval_shape(lambda x: nnx.merge(graphdef, state)(x), inputs)
     except Exception as error:
         raise ValueError(f"module must take {len(points)} inputs, one for each of {points}: {error}") from error
-    if math.prod(output.shape) != 1:
-        raise ValueError(f"module must return one forecast for {len(points)} inputs; got the shape {output.shape}")
+    if math.prod(getattr(output, "shape", (0,))) != 1:
+        raise ValueError(f"module must return one forecast for {len(points)} inputs, an array; got {output}")
     copy = nnx.merge(graphdef, state)
     dense = copy.dense() if type(copy) is IntrospectionNetwork else None
     if dense is not None and sum(layer.kernel.size for layer in dense) > MOST_MULTIPLICATIONS:

@@ -80,7 +80,7 @@ def save(forecaster: NetworkForecaster, path: str | os.PathLike[str]) -> None:
     names = ("num_points", "hidden", "activation", "use_bias", "residual")
     described = {name: getattr(network, name) for name in names}
     weights = _weights(network)
-    check_layout("the network was changed", _layout(weights), _expected(**described))
+    check_layout("the network of forecaster must be as it was made", _layout(weights), _expected(**described))
     config = {"points": forecaster.points, "scale": forecaster.scale, "network": described}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
@@ -109,13 +109,13 @@ def load(path: str | os.PathLike[str]) -> NetworkForecaster:
     Examples:
       >>> load("/nowhere")
       Traceback (most recent call last):
-      FileNotFoundError: there is no predictor at /nowhere
+      FileNotFoundError: path must be the folder of a predictor; there is no /nowhere
     """
     import orbax.checkpoint as ocp
 
     path = local_path("path", path)
     if not path.is_dir():
-        raise FileNotFoundError(f"there is no predictor at {path}")
+        raise FileNotFoundError(f"path must be the folder of a predictor; there is no {path}")
     # The first use may be inside of a transformation such as nnx.jit.
     with jax.ensure_compile_time_eval():
         try:

@@ -116,6 +116,7 @@ def fit(
         raise ValueError(f"loss must be one of {sorted(LOSSES)}; got {loss!r}")
     for name, count in {"num_steps": num_steps, "batch_size": batch_size, "decay_every": decay_every}.items():
         _arguments.integer(name, count)
+    _arguments.integer("seed", seed, 0)
     for name, value in {"scale": scale, "learning_rate": learning_rate, "decay_factor": decay_factor}.items():
         _arguments.number(name, value)
     if not (np.all(np.isfinite(examples.inputs)) and np.all(np.isfinite(examples.targets))):

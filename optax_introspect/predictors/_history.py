@@ -98,12 +98,15 @@ class WeightHistory:
           The history, a context manager. Close it after the last step.
 
         Raises:
-          TypeError: JSON can't hold `metadata`.
-          ValueError: `path` is a URL, `params` have no floating leaf, or the folder holds a history of other leaves or
-            with other metadata.
+          ValueError: `path` is a URL, `params` have no floating leaf, JSON can't hold `metadata`, or the folder holds a
+            history of other leaves or with other metadata.
         """
         layout = layout_of(floating_leaves(params))
-        given = json.loads(json.dumps(metadata or {}, allow_nan=False))  # JSON has no tuples, and no keys but strings
+        try:
+            # JSON has no tuples, and no keys but strings.
+            given = json.loads(json.dumps(dict(metadata or {}), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metadata must be a dict that JSON can hold; got {metadata!r}: {error}") from error
         history = cls(NpzFolder.create(local_path("path", path), layout, given))
         check_layout(f"params must have the leaves of {history.path}", layout, history._layout)
         if metadata is not None and history.metadata != given:

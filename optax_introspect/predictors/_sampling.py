@@ -111,7 +111,8 @@ def sample_examples(
     points = checked_points(points)
     target = _checked_target(target)
     widths, counts = _checked_bands(num_examples, bands, shares)
-    if not 0 <= tolerance < 0.5:
+    _arguments.integer("seed", seed, 0)
+    if not (isinstance(tolerance, Real) and 0 <= tolerance < 0.5):
         raise ValueError(f"tolerance must be from 0 to less than 0.5; got {tolerance!r}")
     steps = np.asarray(history.steps, np.int64)
     read_at = _read_at(steps, points, target, tolerance)
@@ -162,7 +163,7 @@ def split_by_weight(examples: Examples, share: float, seed: int) -> tuple[Exampl
       ValueError: `share` leaves a part empty.
     """
     weights = np.unique(examples.weights)
-    count = round(share * len(weights)) if 0 < share < 1 else 0
+    count = round(share * len(weights)) if isinstance(share, Real) and 0 < share < 1 else 0
     if not 0 < count < len(weights):
         raise ValueError(
             f"validation_share must be between 0 and 1 and leave both parts some of the {len(weights)} weights; "
@@ -201,6 +202,9 @@ def _checked_bands(
     bands, shares = tuple(bands), tuple(shares)
     if len(bands) != len(shares) or not bands:
         raise ValueError(f"bands and shares must be of one length; got {len(bands)} bands and {len(shares)} shares")
+    for name, values in {"bands": bands, "shares": shares}.items():
+        if not all(isinstance(value, Real) for value in values):
+            raise ValueError(f"{name} must be numbers; got {values}")
     if min(bands) <= 0 or not math.isclose(sum(bands), 1):
         raise ValueError(f"bands must be positive and add up to 1; got {bands}")
     if min(shares) < 0 or not math.isclose(sum(shares), 1):

@@ -246,7 +246,7 @@ class TestTrain:
     def test_two_at_once(self, tmp_path):
         folder = tmp_path / "tiny/introspection/seed-0"
         folder.mkdir(parents=True)
-        with filelock.FileLock(folder / "lock"), pytest.raises(RuntimeError, match="another process trains in"):
+        with filelock.FileLock(folder / ".lock"), pytest.raises(BlockingIOError, match="another process trains in"):
             trained(tmp_path)
 
 

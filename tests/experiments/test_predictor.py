@@ -74,7 +74,6 @@ def test_predictors_of_one_history(tmp_path):
         assert row["staying_l1"] > 0
         assert 0 <= row["explained"] <= 1
         assert {"coefficient_0.7", "coefficient_0.4", "coefficient_0", "train_l1", "rule_l1"} <= row.keys()
-        assert all(bin_["moved_25"] <= bin_["moved_75"] for bin_ in tables["displacement"])
         assert oi.load(tiny.context(tmp_path).predictors / fit.name).points == (1.0, 0.7, 0.4, 0.0)
 
 

@@ -58,6 +58,15 @@ def test_a_run_is_replaced_and_others_are_kept(tmp_path):
     assert {seed: curve["step"].tolist() for seed, curve in curves.items()} == {0: [0, 7], 1: [0, 5, 10]}
 
 
+def test_a_further_table_keeps_its_rows(tmp_path):
+    # Some of the results that are there have no JSON of their own.
+    append(tmp_path, rows("plain", 0) + rows("jumps", 0))
+    (tmp_path / "tiny-curves.csv.gz").write_bytes((tmp_path / "tiny.csv.gz").read_bytes())
+    more = {"settings": SETTINGS, "arms": ARMS, "environment": PLACE, "version": "0.2.0"}
+    results.append(tmp_path, "tiny-curves", rows("plain", 0), **more)
+    assert results.read("tiny-curves", tmp_path).curves("jumps").keys() == {0}
+
+
 def test_columns_and_environments_may_be_added(tmp_path):
     append(tmp_path, rows("plain", 0), arms={"plain": ARMS["plain"]})
     append(tmp_path, rows("jumps", 0, jumps_taken=1), place=PLACE | {"machine": "another"})

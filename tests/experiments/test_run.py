@@ -49,6 +49,10 @@ def few_digits(monkeypatch):
             {"names": ("mnist_4",), "steps": 4000},
             "steps must be more than the last jump of introspection of mnist_4, 4000",
         ),
+        (
+            {"names": ("mnist_3-sgd",), "arms": ("nesterov-50",), "steps": 40},
+            "steps must be more than the last jump of nesterov-50 of mnist_3-sgd, 49; got 40",
+        ),
         ({"names": ("predictors",), "steps": 5}, "steps of predictors can't be changed; got 5"),
         ({"names": ("mnist_4",), "minutes": 0.0}, "minutes must be more than 0; got 0"),
         ({"names": ("mnist_4",), "processes": -1}, "processes must be more than 0; got -1"),
@@ -66,6 +70,8 @@ def test_choice():
     assert len(chosen) == 4 * 3 + 2 * 3
     (one,) = choose(["mnist_3-sgd"], ["nesterov-20"], [3], 100)
     assert (one.arm.steps, one.arm.jump_steps, one.seed) == (100, range(19, 100, 20), 3)
+    (one,) = choose(["mnist_3-sgd"], ["lookahead"], [3], 20_000)
+    assert (one.arm.steps, one.arm.jump_steps) == (15_000, range(4, 15_000, 5))
     everything = choose(["all"], (), (), None)
     assert len({run.name for run in everything}) == len(everything) > 1000
 

@@ -193,7 +193,10 @@ def test_other_forecasters_are_not_saved(other, tmp_path):
 def test_a_network_that_was_changed_is_not_saved(tmp_path):
     network = IntrospectionNetwork(hidden=(3,), rngs=nnx.Rngs(0))
     network.layers[1] = nnx.Linear(3, 1, use_bias=False, rngs=nnx.Rngs(0))
-    with pytest.raises(ValueError, match=r"the network was changed: 'layers\.1\.bias' is missing, and must be float32"):
+    with pytest.raises(
+        ValueError,
+        match=r"the network of forecaster must be as it was made: 'layers\.1\.bias' is missing, and must be float32",
+    ):
         save(network_forecaster(network), tmp_path / "predictor")
     assert not list(tmp_path.iterdir())
 

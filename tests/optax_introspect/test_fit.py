@@ -254,6 +254,8 @@ def test_examples_must_be_finite(field, value):
         ("use_bias", 0, "use_bias must be True or False; got 0"),
         ("residual", "yes", "residual must be True or False; got 'yes'"),
         ("validation_share", 1.0, "validation_share must be between 0 and 1 and leave both parts some of the "),
+        ("validation_share", "a", "validation_share must be between 0 and 1"),
+        ("seed", -1, "seed must be an integer of at least 0; got -1"),
         ("batch_size", 3000, "batch_size must be an integer from 1 to 2715; got 3000"),
         ("workdir", "gs://bucket/fit", "workdir must be a local folder; got 'gs://bucket/fit'"),
         *(("num_steps", value, f"num_steps must be an integer of at least 1; got {value}") for value in (0, 1.5, True)),

@@ -191,6 +191,9 @@ def test_polynomials_are_least_squares_fits(degree, jump_ratio):
         (lambda: linear((1.0,), (1.0, 0.5)), ValueError, "must be 2 finite numbers that add up to 1"),
         (lambda: linear((1.5, -0.4), (1.0, 0.5)), ValueError, "add up to 1"),
         (lambda: linear((np.nan, 1.0), (1.0, 0.5)), ValueError, "finite"),
+        (lambda: linear(("a", "b"), (1.0, 0.5)), ValueError, r"coefficients must be 2 .* got \('a', 'b'\)"),
+        (lambda: linear(None, (1.0, 0.5)), ValueError, "coefficients must be 2 .* got None"),
+        (lambda: polynomial(1, 10**400), ValueError, "jump_ratio must be positive and within the range of float32"),
         (lambda: polynomial(4, 1.3), ValueError, "degree, with 4 points, must be an integer from 0 to 3; got 4"),
         (lambda: polynomial(1, -1.0), ValueError, "jump_ratio must be positive"),
         (lambda: polynomial(3, 1e12), ValueError, "too large"),
@@ -211,11 +214,30 @@ def test_polynomials_are_least_squares_fits(degree, jump_ratio):
         (lambda: network_forecaster(network(), points=(1.0, 0.5)), ValueError, "must take 2 inputs"),
         (lambda: network_forecaster(nnx.Linear(4, 2, rngs=nnx.Rngs(0))), ValueError, "must return one forecast"),
         (lambda: network_forecaster(network(), scale=0), ValueError, "scale must be positive"),
+        (lambda: network_forecaster(Twice(nnx.Rngs(0)), (1.0, 0.5)), ValueError, "must return one forecast"),
     ],
 )
 def test_bad_arguments_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+class Twice(nnx.Linear):
+    def __init__(self, rngs):
+        super().__init__(2, 1, rngs=rngs)
+
+    def __call__(self, x):
+        return super().__call__(x), x
+
+
+def test_a_module_with_a_generator_of_random_numbers():
+    rngs = nnx.Rngs(0)
+    module = nnx.Sequential(
+        nnx.Linear(2, 1, use_bias=False, rngs=rngs), nnx.Dropout(0.1, deterministic=True, rngs=rngs)
+    )
+    forecaster = network_forecaster(module, (1.0, 0.5), scale=1.0)
+    found = forecaster(jnp.ones(3), jnp.full(3, 2.0), key=KEY)
+    np.testing.assert_allclose(found, np.full(3, [1, 2] @ np.asarray(module.layers[0].kernel)), rtol=1e-6)
 
 
 def test_weights_must_be_finite():

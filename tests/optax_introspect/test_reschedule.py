@@ -98,6 +98,46 @@ def test_a_window_takes_over():
     assert counts(state) == (1 + 8, 0)
 
 
+def test_jumps_of_a_period_may_begin_later():
+    # What the state does not hold can be left out, as the error says.
+    history, state = train(chain(range(4, 40, 5), nesterov(5)), 12)
+    with pytest.raises(ValueError, match=r"at \[17\] need .* steps \[6, 11\], .* or leave these jumps out"):
+        reschedule(state, history[-1], chain(range(17, 40, 6), nesterov(6)))
+    later = chain(range(23, 40, 6), nesterov(6))
+    _, state = train(later, 40, history[-1], reschedule(state, history[-1], later), start=12)
+    assert counts(state) == (2 + 3, 0)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_differences_to_weights_that_are_gone_are_not_weights(dtype):
+    """The only jump overwrites the first weights, which narrow snapshots are differences to."""
+    four = polynomial(1, 1.3, points=(1.0, 0.7, 0.4, 0.0))
+    history, state = train(chain((10,), four, snapshot_dtype=dtype), 12)
+    later = chain((17,), four, snapshot_dtype=dtype)
+    if dtype is not None:
+        with pytest.raises(ValueError, match=r"need the weights of the steps \[7\]"):
+            reschedule(state, history[-1], later, {0: START})
+    state = reschedule(state, history[-1], later, {0: START, 7: history[7]})
+    kept = dict(zip(state[-1].snapshot_steps.tolist(), state[-1].snapshots, strict=True))
+    first = START["w"] if dtype is not None else 0
+    np.testing.assert_allclose(kept[7]["w"] + first, history[7]["w"], rtol=1e-2)
+
+
+def test_numbers_as_parameters_and_keys_in_the_state():
+    def with_noise(*jump_steps):
+        noise = optax.add_noise(0.1, 0.5, jax.random.key(0))
+        return optax.chain(noise, optax.sgd(0.1), introspect(jump_steps, FIT))
+
+    params = {"w": 2.0}
+    state = with_noise(20).init(params)
+    for _ in range(5):
+        _, state = with_noise(20).update({"w": jnp.float32(1.0)}, state, params)
+    state = reschedule(state, params, with_noise(20, 30), {0: {"w": 3.0}})
+    assert float(state[-1].snapshots[state[-1].snapshot_steps.tolist().index(0)]["w"]) == 3.0
+    with pytest.raises(ValueError, match="which differ from array 1 on"):
+        reschedule(state, params, optax.chain(optax.adam(0.1), introspect((20,), FIT)))
+
+
 def test_nothing_that_was_given_is_donated():
     history, state = train(chain((30,)), 10)
     first, now = history[0], history[-1]

@@ -230,8 +230,10 @@ TARGET = (
         *(({"target": value}, f"{TARGET} as 1000; got {value!r}") for value in (float("nan"), float("inf"))),
         *(
             ({"tolerance": value}, "tolerance must be from 0 to less than 0.5; got")
-            for value in (-0.1, 0.5, float("nan"))
+            for value in (-0.1, 0.5, float("nan"), "a")
         ),
+        ({"seed": -1}, "seed must be an integer of at least 0; got -1"),
+        ({"bands": ("a", 0.5, 0.5)}, "bands must be numbers; got ('a', 0.5, 0.5)"),
         ({"bands": (0.5, 0.5)}, "bands and shares must be of one length; got 2 bands and 3 shares"),
         ({"bands": (), "shares": ()}, "bands and shares must be of one length; got 0 bands and 0 shares"),
         ({"bands": (0.5, 0.3, 0.3)}, "bands must be positive and add up to 1; got (0.5, 0.3, 0.3)"),
