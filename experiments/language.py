@@ -71,7 +71,8 @@ def _learned(window: Window, gain: float) -> Way:
 WAYS = {
     "plain": Way("AdamW"),
     "ema": Way("EMA of weights", averages=True),
-    "lookahead": Way("lookahead", _even(oi.lookahead, 5, 0.5)),
+    # One rate more, as the largest of the others was the best.
+    "lookahead": Way("lookahead", _even(oi.lookahead, 5, 0.5), rates=(*RATES, 32e-3)),
     **{
         f"nesterov-{k}-{eta:g}-{mu:g}": _momentum("Nesterov", oi.nesterov, k, eta, mu)
         for k in PERIODS

@@ -134,7 +134,7 @@ def test_numbers_as_parameters_and_keys_in_the_state():
         _, state = with_noise(20).update({"w": jnp.float32(1.0)}, state, params)
     state = reschedule(state, params, with_noise(20, 30), {0: {"w": 3.0}})
     assert float(state[-1].snapshots[state[-1].snapshot_steps.tolist().index(0)]["w"]) == 3.0
-    with pytest.raises(ValueError, match="which differ from array 1 on"):
+    with pytest.raises(ValueError, match="which differ from array 2 on"):
         reschedule(state, params, optax.chain(optax.adam(0.1), introspect((20,), FIT)))
 
 
