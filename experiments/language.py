@@ -140,7 +140,7 @@ class Training:
         if (jumps := self.jumps(predictors)) is not None:
             jump_steps, forecaster = jumps
             own |= {"first_jump": jump_steps[0], "last_jump": jump_steps[-1], "jumps": len(jump_steps)}
-            own["forecaster"] = described(forecaster) if self.way.startswith("learned") else repr(forecaster)
+            own["forecaster"] = described(forecaster)
         return own
 
     def optimizer(self, predictors: Path) -> Optimizer:
