@@ -223,6 +223,7 @@ MEASURED = tuple(
         Training("plain", 6000, 4e-3),
         Training(NESTEROV[0], 6000, 4e-3),
         Training(NESTEROV[1], 6000, 2e-3),
+        Training("lookahead", 6000, 8e-3),
         Training("plain", 12_000, 4e-3),
         Training(NESTEROV[0], 12_000, 4e-3),
         # Jumps that end early, at the rate that was chosen for jumps up to the end.
