@@ -113,7 +113,7 @@ def test_the_other_ways_forecast_the_same():
     [
         (lambda: module.compilation(1, TINY), 3),
         (lambda: module.host(1, Tiny, calls=2), 4),
-        (lambda: module.outer(1, [TINY], steps=20), 2),
+        (lambda: module.outer(1, [TINY], steps=20), 3),
     ],
 )
 def test_the_rest_is_measured(quickly_compiled, measure, rows):
