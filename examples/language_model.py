@@ -1,8 +1,8 @@
-"""A language model with outer momentum
-====================================
+"""A language model with jumps at even intervals
+=============================================
 
-A small transformer learns the sources of Python's standard library, byte by byte: with AdamW, and with outer Nesterov
-momentum every 20 steps on top of it. Two minutes on two CPU cores.
+A small transformer learns the sources of Python's standard library, byte by byte: with AdamW, with lookahead every 5
+steps on top of it, and with outer Nesterov momentum every 20. Two minutes on two CPU cores.
 """
 
 import argparse
@@ -18,10 +18,10 @@ import optax
 from flax import nnx
 from matplotlib import pyplot as plt
 
-from optax_introspect import introspect, nesterov, plan
+from optax_introspect import introspect, lookahead, nesterov, plan
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=1200, help="number of updates")
+parser.add_argument("--steps", type=int, default=900, help="number of updates")
 steps = parser.parse_args().steps
 
 # %%
@@ -67,7 +67,8 @@ def loss_fn(params: Any, sequences: jax.Array) -> jax.Array:
 
 
 # %%
-# One line more in the chain. The learning rate of the second is lower: outer momentum takes longer steps.
+# One line more in the chain. Lookahead goes half of the way back, so its learning rate is twice as large. Outer
+# momentum takes longer steps, so its rate is half as large.
 
 
 def adamw(rate: float) -> optax.GradientTransformation:
@@ -76,15 +77,16 @@ def adamw(rate: float) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.99, weight_decay=0.1))
 
 
-jump_steps, forecaster = range(19, steps, 20), nesterov(20)
 optimizers = {
-    "AdamW": adamw(4e-3),
-    "with nesterov": optax.chain(adamw(2e-3), introspect(jump_steps, forecaster)),
+    "AdamW": adamw(8e-3),
+    "lookahead": optax.chain(adamw(16e-3), introspect(range(4, steps, 5), lookahead(5))),
+    "nesterov": optax.chain(adamw(4e-3), introspect(range(19, steps, 20), nesterov(20))),
 }
-print(f"{len(jump_steps)} jumps, {plan(jump_steps, forecaster.points).num_slots} copies of the weights")
+print("copies of the weights:", plan(range(4, steps, 5), lookahead(5).points).num_slots, "for lookahead")
+print("copies of the weights:", plan(range(19, steps, 20), nesterov(20).points).num_slots, "for nesterov")
 
 # %%
-# Both see the same batches.
+# All see the same batches.
 
 
 def train(tx: optax.GradientTransformation) -> dict[int, float]:
@@ -113,10 +115,11 @@ for step in losses["AdamW"]:
     print(f"{step:5d}", *(f"{each[step]:{len(name)}.3f}" for name, each in losses.items()))
 
 # %%
-# With so few steps outer momentum is behind. It comes closer the longer the training is: see the results.
+# One seed of a short training shows little. Over three seeds and tuned learning rates lookahead ended ahead of AdamW,
+# and outer momentum behind it or level: see the results.
 
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-for (name, each), colour, marker in zip(losses.items(), ("black", "#0072B2"), "xo", strict=True):
+for (name, each), colour, marker in zip(losses.items(), ("black", "#0072B2", "#D55E00"), "xos", strict=True):
     axis.plot(list(each), list(each.values()), label=name, color=colour, marker=marker)
 axis.set(xlabel="step", ylabel="held-out loss, nats a byte")
 axis.grid(alpha=0.3)
