@@ -1,7 +1,8 @@
 """Language models: do jumps help a transformer with a tuned AdamW, in one pass over its text?
 
 Every way to train gets the same budgets and four learning rates; plain AdamW gets three `b1` as well. Seed 0 chooses
-(`run language-tuning`), and the seeds 1 to 3 are measured (`run language`).
+(`run language-tuning`), and the seeds 1 to 3 are measured (`run language`). Of plain AdamW at 3000 and 6000 steps the
+two rates that were best on seed 0 are run on all seeds, and the better one is the baseline.
 """
 
 import dataclasses
@@ -208,11 +209,11 @@ class LanguageRun(Run):
 
 SEEDS = (1, 2, 3)
 NESTEROV = ("nesterov-20-0.8-0.75", "nesterov-20-1-0.5")
-# What is measured, each with the learning rate and the `b1` that were best on seed 0; the tests compare.
+# What is measured, each with the learning rate and the `b1` that were best in the tuning; the tests compare.
 MEASURED = tuple(
     dataclasses.replace(training, seeds=SEEDS)
     for training in (
-        Training("plain", 3000, 8e-3),
+        Training("plain", 3000, 4e-3),
         Training(NESTEROV[0], 3000, 2e-3),
         Training(NESTEROV[1], 3000, 2e-3),
         Training("heavy-ball", 3000, 8e-3),
@@ -242,8 +243,14 @@ def tries(training: Training) -> list[Training]:
 def _tuning() -> tuple[Training, ...]:
     """Returns what is tried: four rates for each way, and for plain AdamW three `b1` as well."""
     plain = [
-        # Of AdamW, the next best rate on the other seeds as well: is the baseline as good as it can be?
-        Training("plain", n, rate, b1, seeds=(0, *SEEDS) if (n, rate, b1) == (3000, 4e-3, 0.9) else (0,))
+        # One seed is little to choose by. The baseline has the best two rates on all seeds, and takes the better one.
+        Training(
+            "plain",
+            n,
+            rate,
+            b1,
+            seeds=(0, *SEEDS) if n in (3000, 6000) and rate in (4e-3, 8e-3) and b1 == 0.9 else (0,),
+        )
         for n in BUDGETS
         for rate in RATES
         for b1 in (0.9, 0.95, 0.97)

@@ -42,6 +42,11 @@ class Window:
         return f"language-{self.period}-{self.target}"
 
     @property
+    def steps(self) -> int:
+        """Number of steps of the training that it is fitted to."""
+        return STEPS
+
+    @property
     def points(self) -> tuple[float | int, ...]:
         """The points."""
         return (1.0, -self.period, -2 * self.period, -3 * self.period)

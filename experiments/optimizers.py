@@ -158,7 +158,9 @@ def forecaster(key: str, predictors: Path) -> oi.Forecaster:
     if key.startswith(FITTED):
         folder = predictors / key.removeprefix(FITTED)
         if not folder.is_dir():
-            raise FileNotFoundError(f"there is no predictor {folder}: python -m experiments run predictors fits it")
+            raise FileNotFoundError(
+                f"there is no predictor {folder}: `python -m experiments run` predictors, or language-predictors, fits it"
+            )
         return oi.load(folder)
     if key not in FORECASTERS:
         raise ValueError(f"forecaster must be one of {', '.join(FORECASTERS)}, or {FITTED}NAME; got {key!r}")

@@ -113,9 +113,16 @@ def test_every_way_has_as_many_tries_as_the_baseline_or_fewer():
 def test_what_is_measured_was_best_in_the_tuning():
     found = results.read("language-tuning")
     for arm in language.MEASURED:
-        tried = [other for other in language.tries(arm) if other.name in found.info["arms"]]
+        tried = {
+            other: [curve["loss"][-1] for curve in found.curves(other.name).values()]
+            for other in language.tries(arm)
+            if other.name in found.info["arms"]
+        }
         assert len(tried) >= 4
-        best = min(tried, key=lambda other: found.curve(other.name, 0)["loss"][-1])
+        # Those that were run on more seeds than one are the best of seed 0.
+        last = sorted(tried, key=lambda other: tried[other][0])[: max(1, sum(len(x) > 1 for x in tried.values()))]
+        assert len({len(tried[other]) for other in last}) == 1
+        best = min(last, key=lambda other: np.mean(tried[other]))
         assert (best.rate, best.b1) == (arm.rate, arm.b1)
 
 
