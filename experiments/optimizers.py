@@ -159,7 +159,7 @@ def forecaster(key: str, predictors: Path) -> oi.Forecaster:
         folder = predictors / key.removeprefix(FITTED)
         if not folder.is_dir():
             raise FileNotFoundError(
-                f"there is no predictor {folder}: `python -m experiments run` predictors, or language-predictors, fits it"
+                f"there is no predictor {folder}: `python -m experiments run predictors language-predictors` fits all"
             )
         return oi.load(folder)
     if key not in FORECASTERS:
