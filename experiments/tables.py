@@ -286,7 +286,7 @@ def language_budgets(found: Results) -> list[int]:
 def _language(report: Report) -> str:
     found, tuning = report.read("language"), report.read("language-tuning")
     budgets = language_budgets(found)
-    plain = {n: _losses(found, language_arms(found, n)["plain"]) for n in budgets}
+    plain = {n: found.curves(language_arms(found, n)["plain"]) for n in budgets}
     rows = []
     for steps in budgets:
         arms = language_arms(found, steps)
@@ -295,7 +295,11 @@ def _language(report: Report) -> str:
             if way == "plain":
                 rows.append([*row, _DASH, _DASH])
             else:
-                share, (low, high) = statistics.share_of_budget(plain, _losses(found, arm), steps)
+                curves = found.curves(arm)
+                seeds = sorted(set(curves).intersection(*plain.values()))
+                ends = {n: np.array([of_seed[seed]["loss"][-1] for seed in seeds]) for n, of_seed in plain.items()}
+                own_ends = np.array([curves[seed]["loss"][-1] for seed in seeds])
+                share, (low, high) = statistics.share_of_budget(ends, own_ends, steps)
                 change = interval(statistics.relative(found, arm, arms["plain"], "loss"))
                 rows.append([*row, change, f"{share:.2f} [{low:.2f}, {high:.2f}]"])
     return table(("steps, way", *_CHOSEN, "difference to plain, %", "share of plain's steps"), rows)
@@ -320,7 +324,7 @@ def _language_variants(report: Report) -> str:
     return table(("training", *_CHOSEN, "difference to plain, %"), rows)
 
 
-_CHOSEN = ("tries", "chosen rate", "loss, nats a byte")
+_CHOSEN = ("tries", "chosen rate", "seeds", "loss, nats a byte")
 _VARIANTS: dict[str, Callable[[float], str]] = {
     "until": lambda share: f"jumps in the first {100 * share:.0f} %",
     "decay": lambda share: "constant rate" if share == 0 else f"rate falls in the last {100 * share:.0f} %",
@@ -343,7 +347,8 @@ def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
     own = found.info["arms"][arm]
     tries = sum(comparable(other) == comparable(own) for other in tuning.info["arms"].values())
     rate = f"{own['rate']:g}" + (f", b1 {own['b1']:g}" if own["way"] == "plain" else "")
-    return [str(tries), rate, f"{_losses(found, arm).mean():.3f}"]
+    losses = [curve["loss"][-1] for curve in found.curves(arm).values()]
+    return [str(tries), rate, str(len(losses)), f"{np.mean(losses):.3f}"]
 
 
 def _language_predictors(report: Report) -> str:
@@ -353,10 +358,6 @@ def _language_predictors(report: Report) -> str:
         errors = [f"{found.columns[name][i]:.3f}" for name in ("validation_l1", "staying_l1")]
         rows.append([f"{own['target']}, every {own['period']}", *errors])
     return table(("predictor", "error", "no change"), rows)
-
-
-def _losses(found: Results, arm: str) -> Any:
-    return np.array([curve["loss"][-1] for curve in found.curves(arm).values()])
 
 
 def _precision(report: Report) -> str:
