@@ -231,7 +231,6 @@ MEASURED = tuple(
         Training(NESTEROV[0], 12_000, 4e-3),
         # Jumps that end early, at the rate that was chosen for jumps up to the end.
         Training(NESTEROV[0], 6000, 4e-3, until=0.5),
-        Training(NESTEROV[0], 6000, 4e-3, until=0.75),
     )
 )
 
