@@ -352,12 +352,19 @@ def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
 
 
 def _language_predictors(report: Report) -> str:
-    found, rows = report.read("language-predictors"), []
+    found, tuning = report.read("language-predictors"), report.read("language-tuning")
+
+    def loss(way: str) -> str:
+        curve = tuning.curves(f"{way}-3000-0.008").get(0)
+        return _DASH if curve is None else f"{curve['loss'][-1]:.3f}"
+
+    rows = [["AdamW alone", _DASH, _DASH, loss("plain"), _DASH]]
     for i, arm in enumerate(found.columns["arm"]):
         own = found.info["arms"][arm]
         errors = [f"{found.columns[name][i]:.3f}" for name in ("validation_l1", "staying_l1")]
-        rows.append([f"{own['target']}, every {own['period']}", *errors])
-    return table(("predictor", "error", "no change"), rows)
+        losses = [loss(f"learned-{own['period']}-{own['target']}-x{gain}") for gain in (1, 4)]
+        rows.append([f"{own['target']}, every {own['period']}", *errors, *losses])
+    return table(("predictor", "error", "no change", "loss", "loss, jumps x 4"), rows)
 
 
 def _precision(report: Report) -> str:
