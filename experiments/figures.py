@@ -22,7 +22,7 @@ Style = dict[str, Any]
 DOTTED = ", cosine decay"  # end of the name of a dotted line
 CURVES = 6  # single weights that are drawn
 FLOOR = -2.0  # points below which gains of schedules are drawn at it
-FAR = 10.0  # points from which a difference is written at the edge instead of drawn
+FAR = 12.0  # points from which a difference is written at the edge instead of drawn
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -184,6 +184,7 @@ def changes(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], xlabel: str, yl
             axis.fill_between(x, y.min(0), y.max(0), color=look["color"], alpha=0.15, linewidth=0)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set(xlabel=xlabel, title=title)
+        axis.locator_params(axis="x", nbins=4)
     axes[0].set_ylabel(ylabel)
     _legend(figure, axes[0])
     return figure

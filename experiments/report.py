@@ -116,7 +116,7 @@ def _language_curves(report: Report) -> Figure:
     found, panels = report.read("language"), {}
     for steps in language_budgets(found):
         arms, lines = language_arms(found, steps), {}
-        for way in language.NESTEROV:
+        for way in ("lookahead", *language.NESTEROV):
             if way not in arms:
                 continue
             both = statistics.pairs(found, arms[way], arms["plain"])
@@ -140,7 +140,10 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure]]] = {
         "Loss of each way to train a language model against that of tuned AdamW, with intervals",
         _language_figure,
     ),
-    "language-curves": ("Loss of outer momentum against that of tuned AdamW along the training", _language_curves),
+    "language-curves": (
+        "Loss of lookahead and outer momentum against that of tuned AdamW along the training",
+        _language_curves,
+    ),
     "movement": ("How many weights change by how much, and curves of single weights", _movement_figure),
 }
 
