@@ -115,7 +115,7 @@ for step in losses["AdamW"]:
     print(f"{step:5d}", *(f"{each[step]:{len(name)}.3f}" for name, each in losses.items()))
 
 # %%
-# One seed of a short training shows little. Over three seeds and tuned learning rates lookahead ended ahead of AdamW,
+# One seed of a short training shows little. Over five seeds and tuned learning rates lookahead ended ahead of AdamW,
 # and outer momentum behind it or level: see the results.
 
 figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")

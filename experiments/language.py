@@ -17,7 +17,7 @@ import optax_introspect as oi
 
 from ._config import Study
 from .language_predictors import WINDOWS, Window, amplified
-from .language_task import BLOCKS, CONTEXT, TextTask
+from .language_task import BATCH_SIZE, BLOCKS, CONTEXT, WIDTH, TextTask
 from .optimizers import Optimizer, adamw, described, ema_of_weights
 from .runs import Context, Run, Settings, Tables
 from .training import Row, jump_counts, rounded, train
@@ -112,8 +112,8 @@ class Training:
     b1: float = 0.9
     until: float = 1.0
     decay: float = 1.0
-    batch_size: int = 8
-    width: int = 64
+    batch_size: int = BATCH_SIZE
+    width: int = WIDTH
     seeds: tuple[int, ...] = (0,)
 
     @property
@@ -170,8 +170,7 @@ class Language(Study):
 
     def settings(self) -> Settings:
         """Returns what its results depend on apart from their arm, for JSON."""
-        model = {"width": Training.width, "blocks": BLOCKS, "context": CONTEXT}
-        return {"data": self.data, **model, "batch": Training.batch_size}
+        return {"data": self.data, "width": WIDTH, "blocks": BLOCKS, "context": CONTEXT, "batch": BATCH_SIZE}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +275,7 @@ EXPERIMENTS = (
         name="language-tuning",
         title="Language model, tuning",
         question="Which learning rate is best for each way to train and each budget?",
-        minutes=340,
+        minutes=820,
         arms=_tuning(),
         choices=f"{_CHOICES} Seed 0 only chooses. The minutes are extrapolated.",
     ),
@@ -284,7 +283,7 @@ EXPERIMENTS = (
         name="language",
         title="Language model",
         question="Do jumps help a transformer with a tuned AdamW, in one pass over its text?",
-        minutes=20,
+        minutes=80,
         arms=MEASURED,
         choices=f"{_CHOICES} The seeds that are measured are others than the one that chose.",
     ),

@@ -11,7 +11,7 @@ from flax import nnx
 import optax_introspect as oi
 from optax_introspect import Examples, WeightHistory
 
-from .language_task import TextTask
+from .language_task import BATCH_SIZE, WIDTH, TextTask
 from .optimizers import FITTED, adamw, forecaster
 from .runs import Context, Run, Settings, Tables, locked
 from .studies import Predictors, record
@@ -96,7 +96,7 @@ class WindowRun(Run):
         shared = folder.parents[1] / "history"
         with locked(shared, "another process works on", seconds=-1):  # others wait for it
             if not (path := shared / "history").exists() or STEPS not in WeightHistory.open(path).steps:
-                task = TextTask(text, SEED, width=64, batch_size=8)
+                task = TextTask(text, SEED, WIDTH, BATCH_SIZE)
                 record(task, adamw(RATE, STEPS), STEPS, RECORD_EVERY, shared, context, about)
         fitted = oi.fit(
             arm.examples(WeightHistory.open(path)),

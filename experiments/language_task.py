@@ -17,6 +17,8 @@ from .optimizers import Optimizer
 from .training import BLOCK, State, Trained
 
 CONTEXT, BLOCKS = 128, 2
+# Of nearly all trainings.
+WIDTH, BATCH_SIZE = 64, 8
 # Held-out bytes that are evaluated, and sequences of them at a time.
 EVALUATED, AT_A_TIME = 1 << 16, 64
 
