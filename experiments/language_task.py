@@ -41,7 +41,7 @@ class TextTask:
         self.graphdef, self.params = parts
         self.sequences = Sequences(text.train, batch_size, CONTEXT, seed)
         held_out = Sequences(text.validation, 1, CONTEXT, None)
-        self._train, self._validation = jnp.asarray(text.train.ravel()), jnp.asarray(text.validation.ravel())
+        self.text, self._validation = jnp.asarray(text.train.ravel()), jnp.asarray(text.validation.ravel())
         self._evaluated = held_out.starts[: EVALUATED // CONTEXT]
         self._loss = jax.jit(self._mean_loss)
 
@@ -55,12 +55,9 @@ class TextTask:
 
         @functools.partial(jax.jit, donate_argnums=0)
         def block(trained: Trained, text: Any, starts: Any, count: Any) -> Trained:
-            def update(i: Any, trained: Trained) -> Trained:
-                gradients = jax.grad(self._mean_loss)(trained.params, text, starts[i])
-                updates, opt_state = optimizer.tx.update(gradients, trained.opt_state, trained.params)
-                return Trained(optax.apply_updates(trained.params, updates), opt_state, trained.statistics)
-
-            result: Trained = lax.fori_loop(0, count, update, trained)
+            result: Trained = lax.fori_loop(
+                0, count, lambda i, trained: self.update(optimizer.tx, trained, text, starts[i]), trained
+            )
             return result
 
         def blocks(trained: Trained, start: int, end: int) -> Trained:
@@ -68,10 +65,16 @@ class TextTask:
                 count = min(BLOCK, end - first)
                 starts = np.zeros((BLOCK, self.sequences.batch_size), np.int32)
                 starts[:count] = [self.sequences.batch(first + i) for i in range(count)]
-                trained = block(trained, self._train, starts, np.int32(count))
+                trained = block(trained, self.text, starts, np.int32(count))
             return trained
 
         return blocks
+
+    def update(self, tx: optax.GradientTransformation, trained: Trained, text: Any, starts: Any) -> Trained:
+        """Makes one update, with the sequences of a text that begin at `starts`."""
+        gradients = jax.grad(self._mean_loss)(trained.params, text, starts)
+        updates, opt_state = tx.update(gradients, trained.opt_state, trained.params)
+        return Trained(optax.apply_updates(trained.params, updates), opt_state, trained.statistics)
 
     def validation_loss(self, params: Any) -> float:
         """Returns the mean loss on held-out text, in nats a byte."""

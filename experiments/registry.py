@@ -1,6 +1,6 @@
 """All experiments, by name."""
 
-from . import cifar10, imagenet, language, language_predictors, mnist
+from . import cifar10, imagenet, language, language_evolution, language_predictors, mnist
 from ._config import Study
 
 EXPERIMENTS: dict[str, Study] = {
@@ -10,6 +10,7 @@ EXPERIMENTS: dict[str, Study] = {
         *cifar10.EXPERIMENTS,
         *language_predictors.EXPERIMENTS,
         *language.EXPERIMENTS,
+        *language_evolution.EXPERIMENTS,
         *imagenet.RECORDS.values(),
     )
 }

@@ -1,18 +1,23 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 import optax_introspect as oi
-from experiments import language, results
+from experiments import language, language_evolution, results
 from experiments.data.text import BLOCK, HOLD_OUT, Sequences, load_text
 from experiments.language import Language, LanguageRun, Training
+from experiments.language_evolution import Evolution, EvolutionRun, Evolved
 from experiments.language_predictors import Window, amplified
 from experiments.language_task import TextTask
+from experiments.optimizers import Optimizer, adamw
 from experiments.runs import Context
+from experiments.training import StoppedError
 
 STUDY = Language(
     name="tiny",
@@ -170,3 +175,42 @@ def test_longer_jumps(tmp_path):
     assert amplified("fitted", 3, tmp_path).points == points
     np.testing.assert_allclose(thrice - weights[0], 3 * (once - weights[0]), rtol=1e-4)
     assert np.abs(once - weights[0]).max() > 0.01
+
+
+@pytest.mark.parametrize(("eta", "mu"), [(0.8, 0.75), (1.0, 0.0)])
+def test_momentum_of_traced_coefficients(text, eta, mu):
+    """Twenty steps after the third jump it has made the weights of `nesterov`, and with (1, 0) those of AdamW."""
+    task = TextTask(text, 0, 8, 8)
+    ours = language_evolution.optimizer(80, 1e-2, jnp.full(4, eta), jnp.full(4, mu))
+    others = adamw(1e-2, 80)
+    if mu:
+        others = optax.chain(others, oi.introspect(range(19, 80, 20), oi.nesterov(20, eta, mu)))
+    trained = [task.stepper(Optimizer(tx))(task.start(Optimizer(tx)).trained, 0, 79) for tx in (ours, others)]
+    for one, other in zip(*(jax.tree.leaves(of.params) for of in trained), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_every_array_has_a_kind(text):
+    found = jax.tree.leaves(language_evolution.kinds(TextTask(text, 0, 8, 8).params))
+    assert {kind: found.count(kind) for kind in found} == {"embedding": 2, "attention": 4, "mlp": 4, "norm": 5}
+
+
+@pytest.mark.slow
+def test_an_evolution_that_is_stopped_goes_on(text, tmp_path):
+    arm = Evolved("tiny", width=8, batch_size=8, training=40, generations=2, pairs=2)
+    run = EvolutionRun(Evolution(name="tiny", title="", question="", minutes=1, arms=(arm,)), arm, 0)
+    made = []
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    context = Context(tmp_path / "whole", lambda name: text, advance=made.append)
+    whole = run.work(context, tmp_path / "whole")
+    assert sum(made) == arm.steps
+    (tmp_path / "part" / "generations.json").write_text(json.dumps(whole[""][:1]))
+    with pytest.raises(StoppedError):
+        run.work(dataclasses.replace(context, deadline=1.0), tmp_path / "part")
+    made.clear()
+    assert run.work(context, tmp_path / "part") == whole
+    assert sum(made) == arm.steps
+    first, second = whole[""]
+    assert first["eta_late_mlp"] != second["eta_late_mlp"] != 0.8
+    assert len(whole["compared"]) == 4 * len(language_evolution.SEEDS)

@@ -1,0 +1,287 @@
+"""Outer momentum whose coefficients differ by kind of array and half of the training, tuned by evolution.
+
+One program makes a whole training, with the coefficients as its arguments: a set of them costs a training and no
+compilation.
+"""
+
+import dataclasses
+import functools
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import optax
+from jax import lax
+
+import optax_introspect as oi
+
+from ._config import Study
+from .data.text import Text
+from .language_task import TextTask
+from .optimizers import adamw
+from .runs import Context, Run, Settings, Tables, read_json, write_json
+from .training import Row, StoppedError, Trained
+
+Array = npt.NDArray[np.float64]
+PERIOD = 20
+# Parts of the names of arrays that tell their kind.
+KINDS = {
+    "embedding": ("embedding", "positions"),
+    "attention": ("inputs", "outputs"),
+    "mlp": ("up", "down"),
+    "norm": ("scale",),
+}
+HALVES = ("early", "late")
+# What the others are compared with: outer learning rate and momentum. With (1, 0) a jump changes nothing.
+WAYS = {"AdamW": (1.0, 0.0), "lookahead, every 20": (0.5, 0.0), "Nesterov, every 20": (0.8, 0.75)}
+RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
+# What is compared, on another text and on seeds that no generation has.
+COMPARED, CHOOSES = "text", 1000
+SEEDS = (1001, 1002, 1003, 1004, 1005)
+_NAMES = ("rate", *(f"{name}_{half}_{kind}" for name in ("eta", "mu") for half in HALVES for kind in KINDS))
+
+
+class Coefficients(NamedTuple):
+    """Coefficients of a training.
+
+    Attributes:
+      rate: largest learning rate of AdamW.
+      eta: outer learning rates `[half, kind]`.
+      mu: momenta, as `eta`.
+    """
+
+    rate: Any
+    eta: Any
+    mu: Any
+
+    @classmethod
+    def same(cls, rate: float, eta: float, mu: float) -> "Coefficients":
+        """Returns the same coefficients for all kinds and both halves."""
+        shape = (len(HALVES), len(KINDS))
+        return cls(rate, np.full(shape, eta), np.full(shape, mu))
+
+    @classmethod
+    def of(cls, vector: Array) -> "Coefficients":
+        """Returns those that a vector stands for, within what makes sense."""
+        eta, mu = vector[1:].reshape(2, len(HALVES), len(KINDS))
+        return cls(math.exp(vector[0]), np.clip(eta, 0, 1.5), np.clip(mu, 0, 0.95))
+
+    def vector(self) -> Array:
+        """Returns the vector that stands for them, with the logarithm of the rate."""
+        return np.concatenate([[math.log(self.rate)], self.eta.ravel(), self.mu.ravel()])
+
+    def row(self) -> Row:
+        """Returns them by name."""
+        return dict(zip(_NAMES, [float(self.rate), *self.eta.ravel().tolist(), *self.mu.ravel().tolist()], strict=True))
+
+    @classmethod
+    def from_row(cls, row: Row) -> "Coefficients":
+        """Returns those of a row."""
+        rate, *others = (row[name] for name in _NAMES)
+        return cls(rate, *np.reshape(others, (2, len(HALVES), len(KINDS))))
+
+
+START = Coefficients.same(4e-3, *WAYS["Nesterov, every 20"])
+
+
+def kinds(params: Any) -> Any:
+    """Returns the kind of each array of a language model."""
+
+    def kind(path: Any, leaf: Any) -> str:
+        (found,) = (
+            name for name, parts in KINDS.items() if any(f"'{part}'" in jax.tree_util.keystr(path) for part in parts)
+        )
+        return found
+
+    return jax.tree.map_with_path(kind, params)
+
+
+def optimizer(steps: int, rate: Any, eta: Any, mu: Any) -> optax.GradientTransformation:
+    """Returns AdamW with outer momentum, each kind of array with its own; the numbers may be traced.
+
+    Args:
+      steps: number of updates.
+      rate: largest learning rate.
+      eta: outer learning rates, by kind.
+      mu: momenta, by kind.
+    """
+    jumps = []
+    for i, kind in enumerate(KINDS):
+
+        def forecast(now: Any, after: Any, before: Any, earlier: Any, i: int = i) -> Any:
+            # As `oi.nesterov`, whose coefficients are numbers.
+            shift = (1 + mu[i]) * (1 - eta[i]) * (after - now)
+            return now + shift - eta[i] * mu[i] * (before - now) - mu[i] * (1 - eta[i]) * (earlier - now)
+
+        momentum = oi.custom_forecaster(forecast, oi.nesterov(PERIOD).points)
+        jumps.append(
+            optax.masked(
+                oi.introspect(range(PERIOD - 1, steps, PERIOD), momentum),
+                lambda params, kind=kind: jax.tree.map(lambda its: its == kind, kinds(params)),
+            )
+        )
+    return optax.chain(adamw(rate, steps), *jumps)
+
+
+class Trainings:
+    """Short trainings of one size on one text.
+
+    Args:
+      text: the text.
+      width: width of the model.
+      batch_size: sequences in a step.
+      steps: number of updates.
+    """
+
+    def __init__(self, text: Text, width: int, batch_size: int, steps: int):
+        self._task = functools.lru_cache(maxsize=4)(lambda seed: TextTask(text, seed, width, batch_size))
+        self._first = TextTask(text, 0, width, batch_size)
+        self._steps = steps
+
+        @jax.jit
+        def trained(coefficients: Coefficients, params: Any, text: Any, starts: Any) -> Any:
+            def tx(half: Any) -> optax.GradientTransformation:
+                return optimizer(steps, coefficients.rate, coefficients.eta[half], coefficients.mu[half])
+
+            def update(i: Any, trained: Trained) -> Trained:
+                return self._first.update(tx(2 * i // steps), trained, text, starts[i])
+
+            start = Trained(params, tx(0).init(params), {})
+            return lax.fori_loop(0, steps, update, start).params
+
+        self._trained = trained
+
+    def loss(self, coefficients: Coefficients, seed: int) -> float:
+        """Returns the loss on held-out text at the end of a training, in nats a byte; that of no knowledge at most."""
+        task = self._task(seed)
+        starts = np.stack([task.sequences.batch(step) for step in range(self._steps)])
+        given = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), coefficients)
+        loss = self._first.validation_loss(self._trained(given, task.params, task.text, starts))
+        return min(loss, math.log(256)) if math.isfinite(loss) else math.log(256)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evolved:
+    """An evolution.
+
+    Attributes:
+      name: the key in commands and results.
+      width: width of the model.
+      batch_size: sequences in a step.
+      training: updates of a training.
+      generations: number of generations.
+      pairs: trainings of a generation, in pairs: with a change of the coefficients, and with its opposite.
+      deviation: standard deviation of the changes, of the logarithm of the rate twice as large.
+    """
+
+    name: str = "evolution"
+    width: int = 32
+    batch_size: int = 4
+    training: int = 1500
+    generations: int = 12
+    pairs: int = 6
+    deviation: float = 0.2
+
+    @property
+    def steps(self) -> int:
+        """Number of updates of all trainings."""
+        compared = len(WAYS) * (len(RATES) + len(SEEDS)) + len(SEEDS)
+        return self.training * (2 * self.pairs * self.generations + compared)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evolution(Study):
+    """A study that tunes coefficients by evolution.
+
+    Attributes:
+      arms: one evolution.
+    """
+
+    data: str = "text-tests"
+    arms: tuple[Evolved, ...]
+
+    def runs(self, arms: tuple[Evolved, ...]) -> list[Run]:
+        """Returns what is to be done."""
+        return [EvolutionRun(self, arm, 0) for arm in arms]
+
+
+class EvolutionRun(Run):
+    """Tunes the coefficients from those of `oi.nesterov`, and compares them with those of `WAYS`."""
+
+    def arm_settings(self, context: Context) -> Settings:
+        """Returns the settings of the evolution."""
+        return dataclasses.asdict(self.arm)
+
+    def work(self, context: Context, folder: Path) -> Tables:
+        """Returns the coefficients after each generation with the mean loss in it, and the comparison."""
+        rows = self._generations(context, folder / "generations.json")
+        return {"": rows, "compared": self._compared(context, rows[-1])}
+
+    def _trainings(self, context: Context, data: str) -> Trainings:
+        arm: Evolved = self.arm
+        return Trainings(context.data(data), arm.width, arm.batch_size, arm.training)
+
+    def _generations(self, context: Context, path: Path) -> list[Row]:
+        """Returns a row for each generation; goes on after those in the file."""
+        arm: Evolved = self.arm
+        trainings = self._trainings(context, self.experiment.data)
+        rows: list[Row] = read_json(path) if path.exists() else []
+        context.advance(2 * arm.pairs * arm.training * len(rows))
+        center = Coefficients.from_row(rows[-1]).vector() if rows else START.vector()
+        scale = np.full(center.shape, arm.deviation)
+        scale[0] *= 2
+        for generation in range(len(rows), arm.generations):
+            changes = np.random.default_rng(generation).standard_normal((arm.pairs, len(center)))
+            losses = np.empty((arm.pairs, 2))
+            for i, change in enumerate(changes):
+                if context.deadline is not None and time.time() > context.deadline:
+                    raise StoppedError
+                for j, sign in enumerate((1, -1)):
+                    # Both of a pair have one seed, which no other pair has.
+                    tried = Coefficients.of(center + sign * scale * change)
+                    losses[i, j] = trainings.loss(tried, 1 + generation * arm.pairs + i)
+                    context.advance(arm.training)
+            gains = losses[:, 1] - losses[:, 0]
+            size = max(float(np.sqrt(np.mean(gains**2))), 1e-9)
+            coefficients = Coefficients.of(center + scale * np.mean(gains[:, None] * changes, axis=0) / size)
+            center = coefficients.vector()
+            rows.append({"step": generation + 1, "loss": float(losses.mean())} | coefficients.row())
+            write_json(path, rows)
+        return rows
+
+    def _compared(self, context: Context, last: Row) -> list[Row]:
+        """Returns the losses of `WAYS` and of the last coefficients, on another text and other seeds."""
+        arm: Evolved = self.arm
+        trainings, chosen = self._trainings(context, self.experiment.data), {}
+        for way, (eta, mu) in WAYS.items():
+            tried = {rate: trainings.loss(Coefficients.same(rate, eta, mu), CHOOSES) for rate in RATES}
+            chosen[way] = Coefficients.same(min(tried, key=tried.__getitem__), eta, mu)
+            context.advance(len(RATES) * arm.training)
+        chosen["evolved"] = Coefficients.from_row(last)
+        trainings, rows = self._trainings(context, COMPARED), []
+        for way, coefficients in chosen.items():
+            for seed in SEEDS:
+                loss = trainings.loss(coefficients, seed)
+                rows.append({"way": way, "rate": float(coefficients.rate), "training": seed, "loss": loss})
+            context.advance(len(SEEDS) * arm.training)
+        return rows
+
+
+EXPERIMENTS = (
+    Evolution(
+        name="language-evolution",
+        title="Outer momentum, evolved",
+        question="Does outer momentum gain by coefficients for each kind of array and half of the training?",
+        minutes=36,
+        arms=(Evolved(),),
+        choices=(
+            f"AdamW as in `language`, jumps every {PERIOD} steps. Evolution on the tests of SymPy, from the "
+            "coefficients of `nesterov`; compared on its sources, with the best of five rates for each of the others."
+        ),
+    ),
+)
