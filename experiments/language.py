@@ -27,6 +27,8 @@ BUDGETS = (1500, 3000, 6000, 12_000)
 RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 # Of outer momentum, which multiplies the length of steps by two to three.
 MOMENTUM_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+# Of wider models, whose best rate is lower.
+WIDE_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 PERIODS = (10, 20, 50, 100)
 MOMENTA = ((0.8, 0.75), (1.0, 0.5))
 Jumps = tuple[Sequence[int], oi.Forecaster]
@@ -258,15 +260,15 @@ def _tuning() -> tuple[Training, ...]:
     others = [Training(way, n, rate) for way in WAYS if way != "plain" for n in BUDGETS for rate in WAYS[way].rates]
     variants = [
         Training(way, steps, rate, **changed)
-        for steps, changed, ways in (
-            (3000, {"decay": 0.0}, (*AHEAD, NESTEROV[0])),
+        for steps, changed, ways, rates in (
+            (3000, {"decay": 0.0}, (*AHEAD, NESTEROV[0]), RATES),
             # The same text as 3000 of the others.
-            (750, {"batch_size": 32}, (*AHEAD, NESTEROV[0])),
-            (1500, {"width": 128}, AHEAD),
-            (1500, {"width": 256}, AHEAD),
+            (750, {"batch_size": 32}, (*AHEAD, NESTEROV[0]), RATES),
+            (1500, {"width": 128}, AHEAD, WIDE_RATES),
+            (1500, {"width": 256}, AHEAD, WIDE_RATES),
         )
         for way in ways
-        for rate in WAYS[way].rates[:4]
+        for rate in (MOMENTUM_RATES if way in NESTEROV else rates)
     ]
     return (*plain, *others, *variants)
 

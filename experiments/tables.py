@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import language, results, statistics
+from . import language, language_evolution, results, statistics
 from ._config import Claim, Experiment, Study
 from .results import FOLDER, Results
 from .statistics import Difference
@@ -367,6 +367,24 @@ def _language_predictors(report: Report) -> str:
     return table(("predictor", "error", "no change", "loss", "loss, jumps x 4"), rows)
 
 
+def _language_evolution(report: Report) -> str:
+    c = report.read("language-evolution-compared").columns
+    losses = {way: c["loss"][c["way"] == way] for way in dict.fromkeys(c["way"])}
+    plain, rows = losses["AdamW"], []
+    for way, own in losses.items():
+        change = statistics.Difference(tuple((100 * (own / plain - 1)).tolist()))
+        rate = f"{c['rate'][c['way'] == way][0]:.2g}"
+        rows.append([way, rate, str(len(own)), f"{own.mean():.3f}", _DASH if way == "AdamW" else interval(change)])
+    return table(("way", "rate", "seeds", "loss, nats a byte", "difference to AdamW, %"), rows)
+
+
+def _language_coefficients(report: Report) -> str:
+    c = report.read("language-evolution").columns
+    names = [f"{name}_{half}" for name in ("eta", "mu") for half in language_evolution.HALVES]
+    rows = [[kind, *(f"{c[f'{name}_{kind}'][-1]:.2f}" for name in names)] for kind in language_evolution.KINDS]
+    return table(("arrays", *(name.replace("_", ", ") for name in names)), rows)
+
+
 def _precision(report: Report) -> str:
     c, rows = results.read("precision", report.folder).columns, []
     for run, dtype, kept in dict.fromkeys(zip(c["run"], c["dtype"], c["kept"], strict=True)):
@@ -383,5 +401,6 @@ TABLES: dict[str, Callable[..., str]] = {
     "summary": _summary, "claims": _claims, "arms": _arms, "rates": _rates, "budgets": _budgets,
     "predictors": _predictors, "layers": _layers, "batch-norm": _batch_norm,
     "movement": _movement, "language": _language, "language-variants": _language_variants,
-    "language-predictors": _language_predictors, "precision": _precision,
+    "language-predictors": _language_predictors, "language-evolution": _language_evolution,
+    "language-coefficients": _language_coefficients, "precision": _precision,
 }  # fmt: skip
