@@ -6,8 +6,10 @@ compilation.
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,15 +80,6 @@ class Coefficients(NamedTuple):
     def row(self) -> Row:
         """Returns them by name."""
         return dict(zip(_NAMES, [float(self.rate), *self.eta.ravel().tolist(), *self.mu.ravel().tolist()], strict=True))
-
-    @classmethod
-    def from_row(cls, row: Row) -> "Coefficients":
-        """Returns those of a row."""
-        rate, *others = (row[name] for name in _NAMES)
-        return cls(rate, *np.reshape(others, (2, len(HALVES), len(KINDS))))
-
-
-START = Coefficients.same(4e-3, *WAYS["Nesterov, every 20"])
 
 
 def kinds(params: Any) -> Any:
@@ -219,57 +212,58 @@ class EvolutionRun(Run):
 
     def work(self, context: Context, folder: Path) -> Tables:
         """Returns the coefficients after each generation with the mean loss in it, and the comparison."""
-        rows = self._generations(context, folder / "generations.json")
-        return {"": rows, "compared": self._compared(context, rows[-1])}
-
-    def _trainings(self, context: Context, data: str) -> Trainings:
         arm: Evolved = self.arm
-        return Trainings(context.data(data), arm.width, arm.batch_size, arm.training)
+        # All follows from the losses: those of a command that was killed are read again, in the same order.
+        path, asked = folder / "losses.json", itertools.count()
+        known: list[float] = read_json(path) if path.exists() else []
+        trainings = {
+            data: Trainings(context.data(data), arm.width, arm.batch_size, arm.training)
+            for data in (self.experiment.data, COMPARED)
+        }
 
-    def _generations(self, context: Context, path: Path) -> list[Row]:
-        """Returns a row for each generation; goes on after those in the file."""
-        arm: Evolved = self.arm
-        trainings = self._trainings(context, self.experiment.data)
-        rows: list[Row] = read_json(path) if path.exists() else []
-        context.advance(2 * arm.pairs * arm.training * len(rows))
-        center = Coefficients.from_row(rows[-1]).vector() if rows else START.vector()
-        scale = np.full(center.shape, arm.deviation)
-        scale[0] *= 2
-        for generation in range(len(rows), arm.generations):
-            changes = np.random.default_rng(generation).standard_normal((arm.pairs, len(center)))
-            losses = np.empty((arm.pairs, 2))
-            for i, change in enumerate(changes):
+        def loss(data: str, coefficients: Coefficients, seed: int) -> float:
+            if (i := next(asked)) == len(known):
                 if context.deadline is not None and time.time() > context.deadline:
                     raise StoppedError
-                for j, sign in enumerate((1, -1)):
-                    # Both of a pair have one seed, which no other pair has.
-                    tried = Coefficients.of(center + sign * scale * change)
-                    losses[i, j] = trainings.loss(tried, 1 + generation * arm.pairs + i)
-                    context.advance(arm.training)
+                known.append(trainings[data].loss(coefficients, seed))
+                write_json(path, known)
+            context.advance(arm.training)
+            return known[i]
+
+        rows, last = self._generations(functools.partial(loss, self.experiment.data))
+        chosen = {}
+        for way, (eta, mu) in WAYS.items():
+            tried = {rate: loss(self.experiment.data, Coefficients.same(rate, eta, mu), CHOOSES) for rate in RATES}
+            chosen[way] = Coefficients.same(min(tried, key=tried.__getitem__), eta, mu)
+        chosen["evolved"] = last
+        compared = [
+            {"way": way, "rate": float(its.rate), "training": seed, "loss": loss(COMPARED, its, seed)}
+            for way, its in chosen.items()
+            for seed in SEEDS
+        ]
+        return {"": rows, "compared": compared}
+
+    def _generations(self, loss: Callable[[Coefficients, int], float]) -> tuple[list[Row], Coefficients]:
+        """Returns a row for each generation, and the last coefficients."""
+        arm: Evolved = self.arm
+        coefficients, rows = Coefficients.same(4e-3, *WAYS["Nesterov, every 20"]), []
+        scale = np.full(coefficients.vector().shape, arm.deviation)
+        scale[0] *= 2
+        for generation in range(arm.generations):
+            center = coefficients.vector()
+            changes = np.random.default_rng(generation).standard_normal((arm.pairs, len(center)))
+            # Both of a pair have one seed, which no other pair has.
+            losses = np.array(
+                [
+                    [loss(Coefficients.of(center + x), 1 + generation * arm.pairs + i) for x in (change, -change)]
+                    for i, change in enumerate(scale * changes)
+                ]
+            )
             gains = losses[:, 1] - losses[:, 0]
             size = max(float(np.sqrt(np.mean(gains**2))), 1e-9)
             coefficients = Coefficients.of(center + scale * np.mean(gains[:, None] * changes, axis=0) / size)
-            center = coefficients.vector()
             rows.append({"step": generation + 1, "loss": float(losses.mean())} | coefficients.row())
-            write_json(path, rows)
-        return rows
-
-    def _compared(self, context: Context, last: Row) -> list[Row]:
-        """Returns the losses of `WAYS` and of the last coefficients, on another text and other seeds."""
-        arm: Evolved = self.arm
-        trainings, chosen = self._trainings(context, self.experiment.data), {}
-        for way, (eta, mu) in WAYS.items():
-            tried = {rate: trainings.loss(Coefficients.same(rate, eta, mu), CHOOSES) for rate in RATES}
-            chosen[way] = Coefficients.same(min(tried, key=tried.__getitem__), eta, mu)
-            context.advance(len(RATES) * arm.training)
-        chosen["evolved"] = Coefficients.from_row(last)
-        trainings, rows = self._trainings(context, COMPARED), []
-        for way, coefficients in chosen.items():
-            for seed in SEEDS:
-                loss = trainings.loss(coefficients, seed)
-                rows.append({"way": way, "rate": float(coefficients.rate), "training": seed, "loss": loss})
-            context.advance(len(SEEDS) * arm.training)
-        return rows
+        return rows, coefficients
 
 
 EXPERIMENTS = (

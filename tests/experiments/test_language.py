@@ -202,15 +202,15 @@ def test_an_evolution_that_is_stopped_goes_on(text, tmp_path):
     made = []
     for name in ("whole", "part"):
         (tmp_path / name).mkdir()
-    context = Context(tmp_path / "whole", lambda name: text, advance=made.append)
+    context = Context(tmp_path, lambda name: text, advance=made.append)
     whole = run.work(context, tmp_path / "whole")
-    assert sum(made) == arm.steps
-    (tmp_path / "part" / "generations.json").write_text(json.dumps(whole[""][:1]))
+    known = json.loads((tmp_path / "whole" / "losses.json").read_text())
+    (tmp_path / "part" / "losses.json").write_text(json.dumps(known[:7]))
     with pytest.raises(StoppedError):
         run.work(dataclasses.replace(context, deadline=1.0), tmp_path / "part")
-    made.clear()
+    assert sum(made) == arm.steps + 7 * arm.training
     assert run.work(context, tmp_path / "part") == whole
-    assert sum(made) == arm.steps
+    assert sum(made) == 2 * arm.steps + 7 * arm.training
     first, second = whole[""]
     assert first["eta_late_mlp"] != second["eta_late_mlp"] != 0.8
     assert len(whole["compared"]) == 4 * len(language_evolution.SEEDS)
