@@ -28,6 +28,7 @@ from ._config import Experiment, Study
 from .data import load
 from .imagenet import ImageNet
 from .language import Language
+from .language_evolution import Evolution
 from .registry import EXPERIMENTS
 from .runs import Context, Run, TrainingRun
 from .studies import Movement, Predictors
@@ -171,7 +172,7 @@ def execute(
 
 def _runs(experiment: Study, arms: Sequence[Any]) -> list[Run]:
     """Returns the runs of some arms of an experiment, one for each seed."""
-    if isinstance(experiment, Predictors | Movement | Language):
+    if isinstance(experiment, Predictors | Movement | Language | Evolution):
         return experiment.runs(tuple(arms))
     if isinstance(experiment, Experiment):
         return [TrainingRun(experiment, arm, seed) for arm in arms for seed in range(arm.seeds)]

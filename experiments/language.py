@@ -263,7 +263,7 @@ def _tuning() -> tuple[Training, ...]:
         for steps, changed, ways, rates in (
             (3000, {"decay": 0.0}, (*AHEAD, NESTEROV[0]), (1e-3, *RATES)),
             # The same text as 3000 of the others.
-            (750, {"batch_size": 32}, (*AHEAD, NESTEROV[0]), RATES),
+            (750, {"batch_size": 32}, (*AHEAD, NESTEROV[0]), (*RATES, 32e-3)),
             (1500, {"width": 128}, AHEAD, WIDE_RATES),
             (1500, {"width": 256}, AHEAD, WIDE_RATES),
         )
