@@ -223,6 +223,7 @@ def _seeds(training: Training) -> tuple[int, ...]:
 MEASURED = tuple(
     dataclasses.replace(training, seeds=_seeds(training))
     for training in (
+        Training("plain", 1500, 4e-3),
         Training("lookahead", 1500, 8e-3),
         Training("plain", 3000, 4e-3),
         Training(NESTEROV[0], 3000, 2e-3),
@@ -243,6 +244,10 @@ MEASURED = tuple(
         Training(NESTEROV[0], 6000, 4e-3, until=0.5),
         Training("plain", 3000, 2e-3, decay=0.0),
         Training("lookahead", 3000, 4e-3, decay=0.0),
+        Training("plain", 750, 8e-3, batch_size=32),
+        Training("lookahead", 750, 16e-3, batch_size=32),
+        Training("plain", 1500, 2e-3, width=128),
+        Training("lookahead", 1500, 4e-3, width=128),
     )
 )
 
