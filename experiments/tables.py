@@ -351,6 +351,17 @@ def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
     return [str(tries), rate, str(len(losses)), f"{np.mean(losses):.3f}"]
 
 
+def _language_periods(report: Report) -> str:
+    tuning, rows = report.read("language-tuning"), []
+    eta, mu = language.MOMENTA[0]
+    for way in ("plain", *(f"nesterov-{period}-{eta:g}-{mu:g}" for period in language.PERIODS)):
+        arms = {arm: own for arm, own in tuning.info["arms"].items() if own["way"] == way and own["steps"] == 1500}
+        losses = {arm: tuning.curve(arm, 0)["loss"][-1] for arm, own in arms.items() if not _variant(own)}
+        best = min(losses, key=losses.__getitem__)
+        rows.append([language.WAYS[way].label, str(len(losses)), f"{arms[best]['rate']:g}", f"{losses[best]:.3f}"])
+    return table(("way", "tries", "chosen rate", "loss, nats a byte"), rows)
+
+
 def _language_predictors(report: Report) -> str:
     found, tuning = report.read("language-predictors"), report.read("language-tuning")
 
@@ -401,6 +412,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "summary": _summary, "claims": _claims, "arms": _arms, "rates": _rates, "budgets": _budgets,
     "predictors": _predictors, "layers": _layers, "batch-norm": _batch_norm,
     "movement": _movement, "language": _language, "language-variants": _language_variants,
+    "language-periods": _language_periods,
     "language-predictors": _language_predictors, "language-evolution": _language_evolution,
     "language-coefficients": _language_coefficients, "precision": _precision,
 }  # fmt: skip
