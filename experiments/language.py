@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 import optax_introspect as oi
 
 from ._config import Study
+from .language_evolution import EVOLVED, Coefficients
+from .language_evolution import optimizer as evolved_optimizer
 from .language_predictors import WINDOWS, Window, amplified
 from .language_task import BATCH_SIZE, BLOCKS, CONTEXT, WIDTH, TextTask
 from .optimizers import Optimizer, adamw, described, ema_of_weights
@@ -81,6 +84,7 @@ WAYS = {
         for k in PERIODS
         for eta, mu in MOMENTA
     },
+    "evolved": Way("Nesterov, every 20, evolved"),
     "heavy-ball": _momentum("heavy ball", oi.heavy_ball, 20, 1.0, 0.5),
     "network": Way("network, 3 jumps", _sparse(oi.pretrained)),
     "two-points": Way("two points, 1.3, 3 jumps", _sparse(lambda: oi.polynomial(1, 1.3, points=(1.0, 0.4)))),
@@ -148,6 +152,9 @@ class Training:
 
     def optimizer(self, predictors: Path) -> Optimizer:
         """Returns AdamW, and the jumps last; `predictors` is the folder of the fitted ones."""
+        if self.way == "evolved":
+            coefficients = Coefficients(self.rate, *map(jnp.asarray, EVOLVED[1:]))
+            return Optimizer(evolved_optimizer(self.steps, coefficients))
         base = adamw(self.rate, self.steps, self.b1, self.decay)
         if WAYS[self.way].averages:
             return Optimizer(optax.chain(base, ema_of_weights(0.99)), lambda params, state: state[-1].average)

@@ -12,7 +12,7 @@ import optax_introspect as oi
 from experiments import language, language_evolution, results
 from experiments.data.text import BLOCK, HOLD_OUT, Sequences, load_text
 from experiments.language import Language, LanguageRun, Training
-from experiments.language_evolution import Evolution, EvolutionRun, Evolved
+from experiments.language_evolution import Coefficients, Evolution, EvolutionRun, Evolved
 from experiments.language_predictors import Window, amplified
 from experiments.language_task import TextTask
 from experiments.optimizers import Optimizer, adamw
@@ -181,7 +181,7 @@ def test_longer_jumps(tmp_path):
 def test_momentum_of_traced_coefficients(text, eta, mu):
     """Twenty steps after the third jump it has made the weights of `nesterov`, and with (1, 0) those of AdamW."""
     task = TextTask(text, 0, 8, 8)
-    ours = language_evolution.optimizer(80, 1e-2, jnp.full(4, eta), jnp.full(4, mu))
+    ours = language_evolution.optimizer(80, jax.tree.map(jnp.asarray, Coefficients.same(1e-2, eta, mu)))
     others = adamw(1e-2, 80)
     if mu:
         others = optax.chain(others, oi.introspect(range(19, 80, 20), oi.nesterov(20, eta, mu)))
