@@ -339,9 +339,12 @@ def measure(task: Task, optimizer: Optimizer, state: State, train_examples: int,
 
 
 def jump_counts(opt_state: Any) -> Row:
-    """Returns the numbers of jumps that were taken and refused, if there is an `introspect`."""
-    counts = {name: optax.tree.get(opt_state, name) for name in ("jumps_taken", "jumps_refused")}
-    return {name: int(count) for name, count in counts.items() if count is not None}
+    """Returns the numbers of jumps that were taken and refused, if there is an `introspect`; of several, the most."""
+    row: Row = {}
+    for name in ("jumps_taken", "jumps_refused"):
+        if counts := [int(count) for _, count in optax.tree.get_all_with_path(opt_state, name)]:
+            row[name] = max(counts)
+    return row
 
 
 def rounded(value: Any) -> Any:

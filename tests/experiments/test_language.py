@@ -24,7 +24,9 @@ STUDY = Language(
     title="Tiny",
     question="Do jumps help?",
     minutes=1,
-    arms=tuple(Training(way, 60, 1e-2, width=8) for way in ("plain", "ema", "nesterov-20-0.8-0.75", "network")),
+    arms=tuple(
+        Training(way, 60, 1e-2, width=8) for way in ("plain", "ema", "nesterov-20-0.8-0.75", "network", "evolved")
+    ),
 )
 
 
@@ -105,7 +107,7 @@ def test_a_run_learns_and_has_its_jumps(text, tmp_path, arm):
     assert [row["step"] for row in rows] == list(range(0, 61, 6))
     assert rows[0]["loss"] == pytest.approx(np.log(256), abs=0.1)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
-    jumps = {"nesterov-20-0.8-0.75": 3, "network": 3}.get(arm.way)
+    jumps = {"nesterov-20-0.8-0.75": 3, "network": 3, "evolved": 3}.get(arm.way)
     assert rows[-1].get("jumps_taken") == jumps
 
 
