@@ -144,6 +144,8 @@ class Training:
         """Returns what a run depends on, for JSON; what it has in common with most is in those of the experiment."""
         own: Settings = {"way": self.way, "steps": self.steps, "rate": self.rate, "b1": self.b1}
         own |= self.variation()
+        if self.way == "evolved":
+            own |= {"eta": EVOLVED.eta.tolist(), "mu": EVOLVED.mu.tolist()}
         if (jumps := self.jumps(predictors)) is not None:
             jump_steps, forecaster = jumps
             own |= {"first_jump": jump_steps[0], "last_jump": jump_steps[-1], "jumps": len(jump_steps)}
