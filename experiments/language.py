@@ -237,6 +237,7 @@ MEASURED = tuple(
         Training("plain", 3000, 4e-3),
         Training(NESTEROV[0], 3000, 2e-3),
         Training(NESTEROV[1], 3000, 2e-3),
+        Training("evolved", 3000, 4e-3),
         Training("heavy-ball", 3000, 8e-3),
         Training("lookahead", 3000, 16e-3),
         Training("ema", 3000, 8e-3),
