@@ -105,11 +105,13 @@ def _limit(axis: Axes, values: Sequence[float]) -> None:
     axis.set_ylim(low - margin, high + margin)
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
+def _legend(figure: Figure, *axes: Axes) -> None:
+    """Draws one legend of all labels of some axes, each of them once."""
+    both = (axis.get_legend_handles_labels() for axis in axes)
+    labels = {label: handle for handles, names in both for handle, label in zip(handles, names, strict=True)}
     figure.legend(
-        handles,
-        labels,
+        labels.values(),
+        labels.keys(),
         loc="outside lower center",
         ncols=len(labels) if len(labels) < 6 else 3,
         fontsize=8,
@@ -186,7 +188,7 @@ def changes(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], xlabel: str, yl
         axis.set(xlabel=xlabel, title=title)
         axis.locator_params(axis="x", nbins=4)
     axes[0].set_ylabel(ylabel)
-    _legend(figure, axes[0])
+    _legend(figure, *axes)
     return figure
 
 

@@ -116,7 +116,7 @@ def _language_curves(report: Report) -> Figure:
     found, panels = report.read("language"), {}
     for steps in language_budgets(found):
         arms, lines = language_arms(found, steps), {}
-        for way in ("lookahead", *language.NESTEROV):
+        for way in ("lookahead", *language.NESTEROV, "evolved"):
             if way not in arms:
                 continue
             both = statistics.pairs(found, arms[way], arms["plain"])
