@@ -1,7 +1,7 @@
 """Frozen records of the experiments: everything that is said of one stands in one place.
 
-`mnist.py`, `cifar10.py`, `language.py`, `language_predictors.py` and `imagenet.py` hold a record for each experiment,
-and `registry.py` collects them. Training reads how to train from it, `results/NAME.json` keeps it beside the
+`mnist.py`, `cifar10.py`, `imagenet.py`, `language.py` and others that begin with `language` hold a record for each
+experiment, and `registry.py` collects them. Training reads how to train from it, `results/NAME.json` keeps it beside the
 measurements, and the report reads the question, the paper's figures and the labels of the arms. An experiment is added
 or changed in its one file:
 
