@@ -1,9 +1,9 @@
 """Frozen records of the experiments: everything that is said of one stands in one place.
 
 `mnist.py`, `cifar10.py`, `imagenet.py`, `language.py` and others that begin with `language` hold a record for each
-experiment, and `registry.py` collects them. Training reads how to train from it, `results/NAME.json` keeps it beside the
-measurements, and the report reads the question, the paper's figures and the labels of the arms. An experiment is added
-or changed in its one file:
+experiment, and `registry.py` collects them. Training reads how to train from it, `results/NAME.json` keeps it beside
+the measurements, and the report reads the question, the paper's figures and the labels of the arms. An experiment is
+added or changed in its one file:
 
     mnist_4 = Experiment(
       name="mnist_4", title="MNIST_4", question="Do jumps help a recurrent network?", minutes=20,
