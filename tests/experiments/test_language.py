@@ -198,6 +198,12 @@ def test_every_array_has_a_kind(text):
     assert {kind: found.count(kind) for kind in found} == {"embedding": 2, "attention": 4, "mlp": 4, "norm": 5}
 
 
+def test_the_evolved_coefficients_are_those_of_the_results():
+    last = {name: column[-1] for name, column in results.read("language-evolution").columns.items()}
+    for name, value in language_evolution.EVOLVED.row().items():
+        assert value == pytest.approx(last[name], abs=0.005)
+
+
 @pytest.mark.slow
 def test_an_evolution_that_is_stopped_goes_on(text, tmp_path):
     arm = Evolved("tiny", width=8, batch_size=8, training=40, generations=2, pairs=2)
