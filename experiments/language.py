@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -18,7 +19,7 @@ import optax_introspect as oi
 
 from ._config import Study
 from .language_evolution import EVOLVED, Coefficients
-from .language_evolution import optimizer as evolved_optimizer
+from .language_evolution import optimizer as by_kind
 from .language_predictors import WINDOWS, Window, amplified
 from .language_task import BATCH_SIZE, BLOCKS, CONTEXT, WIDTH, TextTask
 from .optimizers import Optimizer, adamw, described, ema_of_weights
@@ -45,12 +46,14 @@ class Way(NamedTuple):
       jumps: from the number of steps and the folder of the fitted predictors to the jump steps and the forecaster;
         None trains without jumps.
       averages: evaluates an average of the weights.
+      coefficients: of an AdamW that has them by kind of array; the rate is that of the training.
       rates: learning rates that are tried.
     """
 
     label: str
     jumps: Callable[[int, Path], Jumps] | None = None
     averages: bool = False
+    coefficients: Coefficients | None = None
     rates: tuple[float, ...] = RATES
 
 
@@ -84,7 +87,7 @@ WAYS = {
         for k in PERIODS
         for eta, mu in MOMENTA
     },
-    "evolved": Way("Nesterov, every 20, evolved"),
+    "evolved": Way("Nesterov, every 20, by kind", coefficients=EVOLVED["momentum by kind"]),
     "heavy-ball": _momentum("heavy ball", oi.heavy_ball, 20, 1.0, 0.5),
     "network": Way("network, 3 jumps", _sparse(oi.pretrained)),
     "two-points": Way("two points, 1.3, 3 jumps", _sparse(lambda: oi.polynomial(1, 1.3, points=(1.0, 0.4)))),
@@ -144,8 +147,8 @@ class Training:
         """Returns what a run depends on, for JSON; what it has in common with most is in those of the experiment."""
         own: Settings = {"way": self.way, "steps": self.steps, "rate": self.rate, "b1": self.b1}
         own |= self.variation()
-        if self.way == "evolved":
-            own |= {"eta": EVOLVED.eta.tolist(), "mu": EVOLVED.mu.tolist()}
+        if (coefficients := WAYS[self.way].coefficients) is not None:
+            own |= {name: its.tolist() for name, its in coefficients.tables().items()}
         if (jumps := self.jumps(predictors)) is not None:
             jump_steps, forecaster = jumps
             own |= {"first_jump": jump_steps[0], "last_jump": jump_steps[-1], "jumps": len(jump_steps)}
@@ -154,14 +157,16 @@ class Training:
 
     def optimizer(self, predictors: Path) -> Optimizer:
         """Returns AdamW, and the jumps last; `predictors` is the folder of the fitted ones."""
-        if self.way == "evolved":
-            coefficients = Coefficients(self.rate, *map(jnp.asarray, EVOLVED[1:]))
-            return Optimizer(evolved_optimizer(self.steps, coefficients))
-        base = adamw(self.rate, self.steps, self.b1, self.decay)
-        if WAYS[self.way].averages:
-            return Optimizer(optax.chain(base, ema_of_weights(0.99)), lambda params, state: state[-1].average)
-        jumps = self.jumps(predictors)
-        return Optimizer(base if jumps is None else optax.chain(base, oi.introspect(*jumps)))
+        way, jumps = WAYS[self.way], self.jumps(predictors)
+        if way.coefficients is None:
+            parts = [adamw(self.rate, self.steps, self.b1, self.decay)]
+        else:
+            parts = [by_kind(self.steps, jax.tree.map(jnp.asarray, way.coefficients._replace(rate=self.rate)))]
+        if way.averages:
+            return Optimizer(optax.chain(*parts, ema_of_weights(0.99)), lambda params, state: state[-1].average)
+        if jumps is not None:
+            parts.append(oi.introspect(*jumps))
+        return Optimizer(optax.chain(*parts))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,7 +229,7 @@ NESTEROV = ("nesterov-20-0.8-0.75", "nesterov-20-1-0.5")
 
 def _seeds(training: Training) -> tuple[int, ...]:
     # What came out ahead on three seeds at first, and what it is compared with, got two more.
-    more = training.way in AHEAD and training.steps in (3000, 6000) and not training.variation()
+    more = training.way in (*AHEAD, "evolved") and training.steps <= 6000 and training.until == training.decay == 1.0
     return (*SEEDS, 4, 5) if more else SEEDS
 
 
@@ -251,7 +256,8 @@ MEASURED = tuple(
         Training(NESTEROV[0], 12_000, 4e-3),
         Training("lookahead", 12_000, 8e-3),
         # Jumps that end early, at the rate that was chosen for jumps up to the end.
-        Training(NESTEROV[0], 6000, 4e-3, until=0.5),
+        *(Training(NESTEROV[0], 6000, 4e-3, until=until) for until in (0.5, 0.75)),
+        *(Training("lookahead", 1500, 8e-3, until=until) for until in (0.5, 0.75)),
         Training("plain", 3000, 2e-3, decay=0.0),
         Training("lookahead", 3000, 4e-3, decay=0.0),
         Training("plain", 750, 8e-3, batch_size=32),

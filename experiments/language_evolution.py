@@ -1,7 +1,7 @@
-"""Outer momentum whose coefficients differ by kind of array and half of the training, tuned by evolution.
+"""Coefficients that differ by kind of array and half of the training, tuned by evolution.
 
-One program makes a whole training, with the coefficients as its arguments: a set of them costs a training and no
-compilation.
+They are those of outer momentum, or the learning rates of AdamW without jumps, with as many trainings. One program
+makes a whole training, with the coefficients as its arguments: a set of them costs a training and no compilation.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,13 +39,16 @@ KINDS = {
     "norm": ("scale",),
 }
 HALVES = ("early", "late")
-# What the others are compared with: outer learning rate and momentum. With (1, 0) a jump changes nothing.
-WAYS = {"AdamW": (1.0, 0.0), "lookahead, every 20": (0.5, 0.0), "Nesterov, every 20": (0.8, 0.75)}
+PERIODIC = "Nesterov, every 20"
+# What the tuned ones are compared with: outer learning rate and momentum, or no jumps.
+WAYS = {"AdamW": None, "lookahead, every 20": (0.5, 0.0), PERIODIC: (0.8, 0.75)}
+# What is tuned, and from which of the ways.
+TUNED = {"momentum by kind": (PERIODIC, ("eta", "mu")), "rates by kind": ("AdamW", ("factor",))}
 RATES = (2e-3, 4e-3, 8e-3, 16e-3, 32e-3)
 # What is compared, on another text and on seeds that no generation has.
 COMPARED, CHOOSES = "text", 1000
 SEEDS = (1001, 1002, 1003, 1004, 1005)
-_NAMES = ("rate", *(f"{name}_{half}_{kind}" for name in ("eta", "mu") for half in HALVES for kind in KINDS))
+_SHAPE = (len(HALVES), len(KINDS))
 
 
 class Coefficients(NamedTuple):
@@ -53,41 +56,58 @@ class Coefficients(NamedTuple):
 
     Attributes:
       rate: largest learning rate of AdamW.
-      eta: outer learning rates `[half, kind]`.
+      eta: outer learning rates `[half, kind]`; None trains without jumps.
       mu: momenta, as `eta`.
+      factor: factors of the learning rate `[half, kind]`; None is a factor of 1.
     """
 
     rate: Any
-    eta: Any
-    mu: Any
+    eta: Any = None
+    mu: Any = None
+    factor: Any = None
 
     @classmethod
-    def same(cls, rate: float, eta: float, mu: float) -> "Coefficients":
-        """Returns the same coefficients for all kinds and both halves."""
-        shape = (len(HALVES), len(KINDS))
-        return cls(rate, np.full(shape, eta), np.full(shape, mu))
+    def of_way(cls, way: str, rate: float) -> "Coefficients":
+        """Returns those of one of `WAYS`, the same for all kinds and both halves."""
+        momentum = WAYS[way]
+        return cls(rate) if momentum is None else cls(rate, *(np.full(_SHAPE, value) for value in momentum))
 
-    @classmethod
-    def of(cls, vector: Array) -> "Coefficients":
-        """Returns those that a vector stands for, within what makes sense."""
-        eta, mu = vector[1:].reshape(2, len(HALVES), len(KINDS))
-        return cls(math.exp(vector[0]), np.clip(eta, 0, 1.5), np.clip(mu, 0, 0.95))
+    def vector(self, free: Sequence[str]) -> Array:
+        """Returns the rate and the named fields as a vector, with the logarithms of rates."""
+        fields = {"factor": np.ones(_SHAPE)} | self.tables()
+        parts = [np.log(fields[name]) if name == "factor" else fields[name] for name in free]
+        return np.concatenate([[math.log(self.rate)], *(part.ravel() for part in parts)])
 
-    def vector(self) -> Array:
-        """Returns the vector that stands for them, with the logarithm of the rate."""
-        return np.concatenate([[math.log(self.rate)], self.eta.ravel(), self.mu.ravel()])
+    def changed(self, free: Sequence[str], vector: Array) -> "Coefficients":
+        """Returns coefficients with the rate and the named fields of a vector, within what makes sense."""
+        parts = dict(zip(free, vector[1:].reshape(len(free), *_SHAPE), strict=True))
+        within: dict[str, Callable[[Array], Array]]
+        within = {"eta": lambda x: np.clip(x, 0, 1.5), "mu": lambda x: np.clip(x, 0, 0.95), "factor": np.exp}
+        return self._replace(rate=math.exp(vector[0]), **{name: within[name](part) for name, part in parts.items()})
+
+    def tables(self) -> dict[str, Any]:
+        """Returns the tables `[half, kind]` that it has, by name."""
+        return {name: its for name, its in self._asdict().items() if name != "rate" and its is not None}
 
     def row(self) -> Row:
-        """Returns them by name."""
-        return dict(zip(_NAMES, [float(self.rate), *self.eta.ravel().tolist(), *self.mu.ravel().tolist()], strict=True))
+        """Returns all by name."""
+        named = {
+            f"{name}_{half}_{kind}": float(its[i, j])
+            for name, its in self.tables().items()
+            for i, half in enumerate(HALVES)
+            for j, kind in enumerate(KINDS)
+        }
+        return {"rate": float(self.rate), **named}
 
 
 # What evolution came to (results/language-evolution.csv.gz), in the order of `KINDS`; the rate is to be tuned.
-EVOLVED = Coefficients(
-    rate=8.7e-3,
-    eta=np.array([[0.82, 0.57, 0.51, 1.22], [1.10, 0.54, 0.73, 0.86]]),
-    mu=np.array([[0.85, 0.00, 0.25, 0.59], [0.39, 0.95, 0.61, 0.70]]),
-)
+EVOLVED = {
+    "momentum by kind": Coefficients(
+        rate=8.7e-3,
+        eta=np.array([[0.82, 0.57, 0.51, 1.22], [1.10, 0.54, 0.73, 0.86]]),
+        mu=np.array([[0.85, 0.00, 0.25, 0.59], [0.39, 0.95, 0.61, 0.70]]),
+    ),
+}
 
 
 def kinds(params: Any) -> Any:
@@ -103,7 +123,7 @@ def kinds(params: Any) -> Any:
 
 
 def optimizer(steps: int, coefficients: Coefficients) -> optax.GradientTransformation:
-    """Returns AdamW with outer momentum; the coefficients may be traced.
+    """Returns AdamW, with outer momentum or rates by kind; the coefficients may be traced.
 
     Args:
       steps: number of updates.
@@ -111,8 +131,12 @@ def optimizer(steps: int, coefficients: Coefficients) -> optax.GradientTransform
     """
 
     def within(half: Any) -> optax.GradientTransformation:
-        jumps = [_jumps(steps, i, coefficients.eta[half, i], coefficients.mu[half, i]) for i in range(len(KINDS))]
-        return optax.chain(adamw(coefficients.rate, steps), *jumps)
+        parts = [adamw(coefficients.rate, steps)]
+        if coefficients.factor is not None:
+            parts.append(_scaled(coefficients.factor[half]))
+        if coefficients.eta is not None:
+            parts += [_jumps(steps, i, coefficients.eta[half, i], coefficients.mu[half, i]) for i in range(len(KINDS))]
+        return optax.chain(*parts)
 
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         step, inner = state
@@ -120,6 +144,13 @@ def optimizer(steps: int, coefficients: Coefficients) -> optax.GradientTransform
         return updates, (step + 1, inner)
 
     return optax.GradientTransformation(lambda params: (jnp.zeros((), jnp.int32), within(0).init(params)), update)
+
+
+def _scaled(factors: Any) -> optax.GradientTransformation:
+    def scale(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda kind, update: factors[list(KINDS).index(kind)] * update, kinds(updates), updates)
+
+    return optax.stateless(scale)
 
 
 def _jumps(steps: int, kind: int, eta: Any, mu: Any) -> optax.GradientTransformation:
@@ -170,7 +201,7 @@ class Trainings:
 
 @dataclasses.dataclass(frozen=True)
 class Evolved:
-    """An evolution.
+    """An evolution of each of `TUNED`.
 
     Attributes:
       name: the key in commands and results.
@@ -193,8 +224,8 @@ class Evolved:
     @property
     def steps(self) -> int:
         """Number of updates of all trainings."""
-        compared = len(WAYS) * (len(RATES) + len(SEEDS)) + len(SEEDS)
-        return self.training * (2 * self.pairs * self.generations + compared)
+        compared = len(WAYS) * len(RATES) + len({**WAYS, **TUNED}) * len(SEEDS)
+        return self.training * (2 * self.pairs * self.generations * len(TUNED) + compared)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,7 +245,7 @@ class Evolution(Study):
 
 
 class EvolutionRun(Run):
-    """Tunes the coefficients from those of `oi.nesterov`, and compares them with those of `WAYS`."""
+    """Tunes the coefficients, and compares them with those of `WAYS`."""
 
     def arm_settings(self, context: Context) -> Settings:
         """Returns the settings of the evolution."""
@@ -240,38 +271,49 @@ class EvolutionRun(Run):
             context.advance(arm.training)
             return known[i]
 
-        rows, last = self._generations(functools.partial(loss, self.experiment.data))
-        chosen = {}
-        for way, (eta, mu) in WAYS.items():
-            tried = {rate: loss(self.experiment.data, Coefficients.same(rate, eta, mu), CHOOSES) for rate in RATES}
-            chosen[way] = Coefficients.same(min(tried, key=tried.__getitem__), eta, mu)
-        chosen["evolved"] = last
+        rows, chosen = [], {}
+        for name, (way, free) in TUNED.items():
+            of_name, chosen[name] = self._generations(
+                functools.partial(loss, self.experiment.data), Coefficients.of_way(way, 4e-3), free
+            )
+            rows += [{"tuned": name, **row} for row in of_name]
+        for way in WAYS:
+            tried = {rate: loss(self.experiment.data, Coefficients.of_way(way, rate), CHOOSES) for rate in RATES}
+            chosen[way] = Coefficients.of_way(way, min(tried, key=tried.__getitem__))
         compared = [
-            {"way": way, "rate": float(its.rate), "training": seed, "loss": loss(COMPARED, its, seed)}
-            for way, its in chosen.items()
+            {"way": way, "rate": float(chosen[way].rate), "training": seed, "loss": loss(COMPARED, chosen[way], seed)}
+            for way in (*WAYS, *TUNED)
             for seed in SEEDS
         ]
         return {"": rows, "compared": compared}
 
-    def _generations(self, loss: Callable[[Coefficients, int], float]) -> tuple[list[Row], Coefficients]:
+    def _generations(
+        self, loss: Callable[[Coefficients, int], float], coefficients: Coefficients, free: Sequence[str]
+    ) -> tuple[list[Row], Coefficients]:
         """Returns a row for each generation, and the last coefficients."""
         arm: Evolved = self.arm
-        coefficients, rows = Coefficients.same(4e-3, *WAYS["Nesterov, every 20"]), []
-        scale = np.full(coefficients.vector().shape, arm.deviation)
-        scale[0] *= 2
+        rows: list[Row] = []
+        # Twice as large of logarithms.
+        scale = np.repeat(
+            arm.deviation * np.array([2.0, *(2.0 if name == "factor" else 1.0 for name in free)]),
+            [1, *(math.prod(_SHAPE) for _ in free)],
+        )
         for generation in range(arm.generations):
-            center = coefficients.vector()
+            center = coefficients.vector(free)
             changes = np.random.default_rng(generation).standard_normal((arm.pairs, len(center)))
             # Both of a pair have one seed, which no other pair has.
             losses = np.array(
                 [
-                    [loss(Coefficients.of(center + x), 1 + generation * arm.pairs + i) for x in (change, -change)]
+                    [
+                        loss(coefficients.changed(free, center + x), 1 + generation * arm.pairs + i)
+                        for x in (change, -change)
+                    ]
                     for i, change in enumerate(scale * changes)
                 ]
             )
             gains = losses[:, 1] - losses[:, 0]
             size = max(float(np.sqrt(np.mean(gains**2))), 1e-9)
-            coefficients = Coefficients.of(center + scale * np.mean(gains[:, None] * changes, axis=0) / size)
+            coefficients = coefficients.changed(free, center + scale * np.mean(gains[:, None] * changes, axis=0) / size)
             rows.append({"step": generation + 1, "loss": float(losses.mean())} | coefficients.row())
         return rows, coefficients
 
@@ -279,13 +321,14 @@ class EvolutionRun(Run):
 EXPERIMENTS = (
     Evolution(
         name="language-evolution",
-        title="Outer momentum, evolved",
-        question="Does outer momentum gain by coefficients for each kind of array and half of the training?",
-        minutes=36,
+        title="Coefficients by kind, evolved",
+        question="Does outer momentum, or AdamW alone, gain by coefficients for each kind of array and half?",
+        minutes=80,
         arms=(Evolved(),),
         choices=(
-            f"AdamW as in `language`, jumps every {PERIOD} steps. Evolution on the tests of SymPy, from the "
-            "coefficients of `nesterov`; compared on its sources, with the best of five rates for each of the others."
+            f"AdamW as in `language`, jumps every {PERIOD} steps. Evolution on the tests of SymPy: of outer momentum "
+            "from the coefficients of `nesterov`, and of AdamW's rates without jumps. Compared on its sources, with "
+            "the best of five rates for each of the others."
         ),
     ),
 )

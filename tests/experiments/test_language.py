@@ -183,7 +183,7 @@ def test_longer_jumps(tmp_path):
 def test_coefficients_that_are_arrays(text, jumps):
     """Twenty steps or more after the last jump the weights are those of `nesterov`."""
     task = TextTask(text, 0, 8, 8)
-    coefficients = jax.tree.map(jnp.asarray, Coefficients.same(1e-2, 0.8, 0.75))
+    coefficients = jax.tree.map(jnp.asarray, Coefficients.of_way(language_evolution.PERIODIC, 1e-2))
     if len(jumps) < 4:  # with these a jump changes nothing
         coefficients = coefficients._replace(eta=coefficients.eta.at[1].set(1.0), mu=coefficients.mu.at[1].set(0.0))
     ours = language_evolution.optimizer(80, coefficients)
@@ -193,15 +193,35 @@ def test_coefficients_that_are_arrays(text, jumps):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_rates_by_kind(text):
+    """Updates are those of AdamW, times the factor of their kind in this half."""
+    params = TextTask(text, 0, 8, 8).params
+    factor = jnp.asarray([[5.0, 0.5, 2.0, 1.0], [1.0, 3.0, 1.0, 0.0]])
+    updates = []
+    for tx in (adamw(1e-2, 40), language_evolution.optimizer(40, Coefficients(1e-2, factor=factor))):
+        state, of_tx = tx.init(params), []
+        for _ in range(40):
+            change, state = jax.jit(tx.update)(jax.tree.map(jnp.ones_like, params), state, params)
+            of_tx.append(change)
+        updates.append(of_tx)
+    kinds = language_evolution.kinds(params)
+    for step, half in ((0, 0), (19, 0), (20, 1), (39, 1)):
+        factors = jax.tree.map(lambda kind, half=half: factor[half, list(language_evolution.KINDS).index(kind)], kinds)
+        for plain, scaled, its in zip(*map(jax.tree.leaves, (*(of[step] for of in updates), factors)), strict=True):
+            np.testing.assert_allclose(scaled, its * plain, rtol=1e-4, atol=1e-9)
+
+
 def test_every_array_has_a_kind(text):
     found = jax.tree.leaves(language_evolution.kinds(TextTask(text, 0, 8, 8).params))
     assert {kind: found.count(kind) for kind in found} == {"embedding": 2, "attention": 4, "mlp": 4, "norm": 5}
 
 
 def test_the_evolved_coefficients_are_those_of_the_results():
-    last = {name: column[-1] for name, column in results.read("language-evolution").columns.items()}
-    for name, value in language_evolution.EVOLVED.row().items():
-        assert value == pytest.approx(last[name], abs=0.005)
+    columns = results.read("language-evolution").columns
+    assert language_evolution.EVOLVED.keys() == set(columns["tuned"])
+    for way, coefficients in language_evolution.EVOLVED.items():
+        for name, value in coefficients.row().items():
+            assert value == pytest.approx(columns[name][columns["tuned"] == way][-1], abs=0.005)
 
 
 @pytest.mark.slow
@@ -220,6 +240,7 @@ def test_an_evolution_that_is_stopped_goes_on(text, tmp_path):
     assert sum(made) == arm.steps + 7 * arm.training
     assert run.work(context, tmp_path / "part") == whole
     assert sum(made) == 2 * arm.steps + 7 * arm.training
-    first, second = whole[""]
+    first, second, *rates = whole[""]
     assert first["eta_late_mlp"] != second["eta_late_mlp"] != 0.8
-    assert len(whole["compared"]) == 4 * len(language_evolution.SEEDS)
+    assert rates[0]["factor_late_mlp"] != rates[1]["factor_late_mlp"] != 1.0
+    assert len(whole["compared"]) == 5 * len(language_evolution.SEEDS)
