@@ -26,7 +26,7 @@ from ._config import Study
 from .data.text import Text
 from .language_task import TextTask
 from .optimizers import adamw
-from .runs import Context, Run, Settings, Tables, read_json, write_json
+from .runs import Context, Run, Tables, read_json, write_json
 from .training import Row, StoppedError, Trained
 
 Array = npt.NDArray[np.float64]
@@ -246,10 +246,6 @@ class Evolution(Study):
 
 class EvolutionRun(Run):
     """Tunes the coefficients, and compares them with those of `WAYS`."""
-
-    def arm_settings(self, context: Context) -> Settings:
-        """Returns the settings of the evolution."""
-        return dataclasses.asdict(self.arm)
 
     def work(self, context: Context, folder: Path) -> Tables:
         """Returns the coefficients after each generation with the mean loss in it, and the comparison."""

@@ -13,7 +13,7 @@ from optax_introspect import Examples, WeightHistory
 
 from .language_task import BATCH_SIZE, WIDTH, TextTask
 from .optimizers import FITTED, adamw, forecaster
-from .runs import Context, Run, Settings, Tables, locked
+from .runs import Context, Run, Tables, locked
 from .studies import Predictors, record
 
 # Periods from a jump to the target, and whether the target is the average of the weights of the last of them.
@@ -83,10 +83,6 @@ class LanguagePredictors(Predictors):
 
 class WindowRun(Run):
     """Trains a language model, and fits one predictor to it."""
-
-    def arm_settings(self, context: Context) -> Settings:
-        """Returns the settings of the predictor."""
-        return dataclasses.asdict(self.arm)
 
     def work(self, context: Context, folder: Path) -> Tables:
         """Records, fits, saves the predictor, and returns its errors."""

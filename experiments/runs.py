@@ -72,9 +72,9 @@ class Run(abc.ABC):
         """Number of steps to be made."""
         return int(self.arm.steps)
 
-    @abc.abstractmethod
     def arm_settings(self, context: Context) -> Settings:
         """Returns the settings of the arm, for JSON."""
+        return dataclasses.asdict(self.arm)
 
     @abc.abstractmethod
     def work(self, context: Context, folder: Path) -> Tables:

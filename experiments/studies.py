@@ -186,10 +186,6 @@ def record(
 class FitRun(Run):
     """Trains `N_0`, and fits one predictor to it."""
 
-    def arm_settings(self, context: Context) -> Settings:
-        """Returns the settings of the predictor."""
-        return dataclasses.asdict(self.arm)
-
     def work(self, context: Context, folder: Path) -> Tables:
         """Records, fits, saves the predictor, and returns its errors and the linear rule nearest to it."""
         arm: Fit = self.arm
@@ -219,10 +215,6 @@ class MovementRun(Run):
     def steps(self) -> int:
         """Number of steps of both trainings."""
         return 2 * int(self.arm.steps)
-
-    def arm_settings(self, context: Context) -> Settings:
-        """Returns the settings of the training."""
-        return dataclasses.asdict(self.arm)
 
     def work(self, context: Context, folder: Path) -> Tables:
         """Records both, and returns how far weights move and, of one seed, some of their curves."""

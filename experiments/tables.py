@@ -369,13 +369,13 @@ def _language_predictors(report: Report) -> str:
         curve = tuning.curves(f"{way}-3000-0.008").get(0)
         return _DASH if curve is None else f"{curve['loss'][-1]:.3f}"
 
-    rows = [["AdamW alone", _DASH, _DASH, loss("plain"), _DASH]]
+    rows = [["AdamW alone", _DASH, _DASH, loss("plain"), _DASH, _DASH]]
     for i, arm in enumerate(found.columns["arm"]):
         own = found.info["arms"][arm]
         errors = [f"{found.columns[name][i]:.3f}" for name in ("validation_l1", "staying_l1")]
-        losses = [loss(f"learned-{own['period']}-{own['target']}-x{gain}") for gain in (1, 4)]
+        losses = [loss(f"learned-{own['period']}-{own['target']}-x{gain}") for gain in (1, 2, 4)]
         rows.append([f"{own['target']}, every {own['period']}", *errors, *losses])
-    return table(("predictor", "error", "no change", "loss", "loss, jumps x 4"), rows)
+    return table(("predictor", "error", "no change", "loss", "loss, jumps x 2", "loss, jumps x 4"), rows)
 
 
 def _language_evolution(report: Report) -> str:
@@ -391,9 +391,14 @@ def _language_evolution(report: Report) -> str:
 
 def _language_coefficients(report: Report) -> str:
     c = report.read("language-evolution").columns
-    names = [f"{name}_{half}" for name in ("eta", "mu") for half in language_evolution.HALVES]
-    rows = [[kind, *(f"{c[f'{name}_{kind}'][-1]:.2f}" for name in names)] for kind in language_evolution.KINDS]
-    return table(("arrays", *(name.replace("_", ", ") for name in names)), rows)
+    names = [(name, half) for name in ("eta", "mu", "factor") for half in language_evolution.HALVES]
+    tuned = {name: way for way, (_, free) in language_evolution.TUNED.items() for name in free}
+
+    def last(name: str, half: str, kind: str) -> str:
+        return f"{c[f'{name}_{half}_{kind}'][c['tuned'] == tuned[name]][-1]:.2f}"
+
+    rows = [[kind, *(last(*name, kind) for name in names)] for kind in language_evolution.KINDS]
+    return table(("arrays", *map(", ".join, names)), rows)
 
 
 def _precision(report: Report) -> str:
