@@ -341,11 +341,9 @@ def _variant(own: Mapping[str, Any]) -> dict[str, Any]:
 def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
     """Returns the number of settings that a training was chosen from, the one that was chosen, and its loss."""
 
-    def comparable(own: Mapping[str, Any]) -> tuple[Any, ...]:
-        return own["way"], own["steps"], {key: value for key, value in _variant(own).items() if key != "until"}
-
     own = found.info["arms"][arm]
-    tries = sum(comparable(other) == comparable(own) for other in tuning.info["arms"].values())
+    (training,) = (training for training in language.MEASURED if training.name == arm)
+    tries = sum(other.name in tuning.info["arms"] for other in language.tries(training))
     rate = f"{own['rate']:g}" + (f", b1 {own['b1']:g}" if own["way"] == "plain" else "")
     losses = [curve["loss"][-1] for curve in found.curves(arm).values()]
     return [str(tries), rate, str(len(losses)), f"{np.mean(losses):.3f}"]
