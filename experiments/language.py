@@ -31,8 +31,8 @@ BUDGETS = (1500, 3000, 6000, 12_000)
 RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 # Of outer momentum, which multiplies the length of steps by two to three.
 MOMENTUM_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-# Of wider models, whose best rate is lower.
-WIDE_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+# Of wider models, and of outer momentum at a constant rate or in large batches.
+LOW_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 PERIODS = (10, 20, 50, 100)
 MOMENTA = ((0.8, 0.75), (1.0, 0.5))
 Jumps = tuple[Sequence[int], oi.Forecaster]
@@ -260,6 +260,7 @@ MEASURED = tuple(
         *(Training("lookahead", 1500, 8e-3, until=until) for until in (0.5, 0.75)),
         Training("plain", 3000, 2e-3, decay=0.0),
         Training("lookahead", 3000, 4e-3, decay=0.0),
+        Training(NESTEROV[0], 3000, 1e-3, decay=0.0),
         Training("plain", 750, 8e-3, batch_size=32),
         Training("lookahead", 750, 16e-3, batch_size=32),
         Training("plain", 1500, 2e-3, width=128),
@@ -296,11 +297,11 @@ def _tuning() -> tuple[Training, ...]:
             (3000, {"decay": 0.0}, (*AHEAD, NESTEROV[0]), (1e-3, *RATES)),
             # The same text as 3000 of the others.
             (750, {"batch_size": 32}, (*AHEAD, NESTEROV[0]), (*RATES, 32e-3)),
-            (1500, {"width": 128}, AHEAD, WIDE_RATES),
-            (1500, {"width": 256}, AHEAD, WIDE_RATES),
+            (1500, {"width": 128}, AHEAD, LOW_RATES),
+            (1500, {"width": 256}, AHEAD, LOW_RATES),
         )
         for way in ways
-        for rate in (MOMENTUM_RATES if way in NESTEROV else rates)
+        for rate in (LOW_RATES if way in NESTEROV else rates)
     ]
     return (*plain, *others, *variants)
 
