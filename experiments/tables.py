@@ -340,7 +340,6 @@ def _variant(own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
     """Returns the number of settings that a training was chosen from, the one that was chosen, and its loss."""
-
     own = found.info["arms"][arm]
     (training,) = (training for training in language.MEASURED if training.name == arm)
     tries = sum(other.name in tuning.info["arms"] for other in language.tries(training))
