@@ -88,6 +88,10 @@ WAYS = {
         for eta, mu in MOMENTA
     },
     "evolved": Way("Nesterov, every 20, by kind", coefficients=EVOLVED["momentum by kind"]),
+    "rates": Way("AdamW, rates by kind", coefficients=EVOLVED["rates by kind"]),
+    "rates-lookahead": Way(
+        "lookahead, rates by kind", _even(oi.lookahead, 5, 0.5), coefficients=EVOLVED["rates by kind"]
+    ),
     "heavy-ball": _momentum("heavy ball", oi.heavy_ball, 20, 1.0, 0.5),
     "network": Way("network, 3 jumps", _sparse(oi.pretrained)),
     "two-points": Way("two points, 1.3, 3 jumps", _sparse(lambda: oi.polynomial(1, 1.3, points=(1.0, 0.4)))),
