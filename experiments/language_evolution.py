@@ -211,7 +211,7 @@ class Evolved:
       training: updates of a training.
       generations: number of generations.
       pairs: trainings of a generation, in pairs: with a change of the coefficients, and with its opposite.
-      deviation: standard deviation of the changes, of the logarithm of the rate twice as large.
+      deviation: standard deviation of the changes, of the logarithms of rates and factors twice as large.
     """
 
     name: str = "evolution"
@@ -225,7 +225,7 @@ class Evolved:
     @property
     def steps(self) -> int:
         """Number of updates of all trainings."""
-        compared = len(WAYS) * len(RATES) + len({**WAYS, **TUNED}) * len(SEEDS)
+        compared = len(WAYS) * len(RATES) + (len(WAYS) + len(TUNED)) * len(SEEDS)
         return self.training * (2 * self.pairs * self.generations * len(TUNED) + compared)
 
 
@@ -246,7 +246,7 @@ class Evolution(Study):
 
 
 class EvolutionRun(Run):
-    """Tunes the coefficients, and compares them with those of `WAYS`."""
+    """Tunes the coefficients of each of `TUNED`, and compares them with those of `WAYS`."""
 
     def work(self, context: Context, folder: Path) -> Tables:
         """Returns the coefficients after each generation with the mean loss in it, and the comparison."""
