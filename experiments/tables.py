@@ -1,5 +1,6 @@
 """Tables of the report, as Markdown, each computed from the results."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -352,17 +353,17 @@ def _language_tuned(report: Report) -> str:
     tuning, rows = report.read("language-tuning"), []
     eta, mu = language.MOMENTA[0]
     periods = [f"nesterov-{period}-{eta:g}-{mu:g}" for period in language.PERIODS]
-    for steps, changed, ways in (
-        (1500, {}, periods),
-        (750, {"batch_size": 32}, language.NESTEROV[:1]),
-        (1500, {"width": 256}, ["lookahead"]),
+    for plain, ways in (
+        (language.Training("plain", 1500, rate=0.0), periods),
+        (language.Training("plain", 750, rate=0.0, batch_size=32), [language.NESTEROV[0]]),
+        (language.Training("plain", 1500, rate=0.0, width=256), ["lookahead"]),
     ):
-        words = "".join(f", {_VARIANTS[key](value)}" for key, value in changed.items())
+        words = "".join(f", {_VARIANTS[key](value)}" for key, value in plain.variation().items())
         for way in ("plain", *ways):
-            tries = language.tries(language.Training(way, steps, rate=0.0, **changed))
+            tries = language.tries(dataclasses.replace(plain, way=way))
             losses = {its: tuning.curve(its.name, 0)["loss"][-1] for its in tries if its.name in tuning.info["arms"]}
             best = min(losses, key=losses.__getitem__)
-            title = f"{steps} steps{words}: {language.WAYS[way].label}"
+            title = f"{plain.steps} steps{words}: {language.WAYS[way].label}"
             rows.append([title, str(len(losses)), f"{best.rate:g}", f"{losses[best]:.3f}"])
     return table(("training", "tries", "chosen rate", "loss, nats a byte"), rows)
 
