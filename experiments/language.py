@@ -233,7 +233,8 @@ NESTEROV = ("nesterov-20-0.8-0.75", "nesterov-20-1-0.5")
 
 def _seeds(training: Training) -> tuple[int, ...]:
     # What came out ahead on three seeds at first, and what it is compared with, got two more.
-    more = training.way in AHEAD and training.steps <= 6000 and training.until == training.decay == 1.0
+    common = training.until == training.decay == 1.0 and training.width < 256
+    more = training.way in AHEAD and training.steps <= 6000 and common
     return (*SEEDS, 4, 5) if more else SEEDS
 
 
@@ -271,6 +272,8 @@ MEASURED = tuple(
         Training("lookahead", 750, 16e-3, batch_size=32),
         Training("plain", 1500, 2e-3, width=128),
         Training("lookahead", 1500, 4e-3, width=128),
+        Training("plain", 1500, 1e-3, width=256),
+        Training("lookahead", 1500, 2e-3, width=256),
     )
 )
 
