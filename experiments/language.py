@@ -1,7 +1,7 @@
 """Language models: do jumps help a transformer with a tuned AdamW, in one pass over its text?
 
 Every way to train gets the same budgets and four learning rates; plain AdamW gets three `b1` as well. Seed 0 chooses
-(`run language-tuning`), and the seeds 1 to 3, of some 1 to 5, are measured (`run language`). Of plain AdamW at up to
+(`run language-tuning`), and others, three to eight, are measured (`run language`). Of plain AdamW at up to
 6000 steps the two rates that were best on seed 0 are run on the seeds 1 to 3, and the better one is the baseline.
 """
 
@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
 import optax
 
 import optax_introspect as oi
 
 from ._config import Study
-from .language_evolution import EVOLVED, Coefficients
+from .language_evolution import EVOLVED, KINDS, Coefficients
 from .language_evolution import optimizer as by_kind
 from .language_predictors import WINDOWS, Window, amplified
 from .language_task import BATCH_SIZE, BLOCKS, CONTEXT, WIDTH, TextTask
@@ -27,6 +29,8 @@ from .runs import Context, Run, Settings, Tables
 from .training import Row, jump_counts, rounded, train
 
 EVALUATIONS = 10
+SEEDS = (1, 2, 3)
+LATER_SEEDS = (4, 5, 6, 7, 8)
 BUDGETS = (1500, 3000, 6000, 12_000)
 RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 # Of outer momentum, which multiplies the length of steps by two to three.
@@ -77,6 +81,14 @@ def _learned(window: Window, gain: float) -> Way:
     return Way(f"learned, {window.target}, every {window.period}, x {gain:g}", jumps)
 
 
+_FACTORS = EVOLVED["rates by kind"].factor
+
+
+def _factors(embedding: npt.ArrayLike, others: npt.ArrayLike) -> Coefficients:
+    of_embedding = [kind == "embedding" for kind in KINDS]
+    return Coefficients(rate=1.0, factor=np.where(of_embedding, embedding, np.broadcast_to(others, _FACTORS.shape)))
+
+
 WAYS = {
     "plain": Way("AdamW"),
     "ema": Way("EMA of weights", averages=True),
@@ -89,6 +101,10 @@ WAYS = {
     },
     "evolved": Way("Nesterov, every 20, by kind", coefficients=EVOLVED["momentum by kind"]),
     "rates": Way("AdamW, rates by kind", coefficients=EVOLVED["rates by kind"]),
+    # Which of them matter: those of the embedding, the others, and the plainest form of the first.
+    "rates-embedding": Way("AdamW, rates of the embedding", coefficients=_factors(_FACTORS, 1)),
+    "rates-others": Way("AdamW, rates of the others", coefficients=_factors(1, _FACTORS)),
+    "embedding-4": Way("AdamW, embedding x 4", coefficients=_factors(4, 1)),
     "rates-lookahead": Way(
         "lookahead, rates by kind", _even(oi.lookahead, 5, 0.5), coefficients=EVOLVED["rates by kind"]
     ),
@@ -226,55 +242,65 @@ class LanguageRun(Run):
         return {"": state.rows}
 
 
-SEEDS = (1, 2, 3)
 AHEAD = ("plain", "lookahead")
 NESTEROV = ("nesterov-20-0.8-0.75", "nesterov-20-1-0.5")
 
 
-def _seeds(training: Training) -> tuple[int, ...]:
-    # What came out ahead on three seeds at first, and what it is compared with, got two more.
-    common = training.until == training.decay == 1.0 and training.width < 256
-    more = training.way in AHEAD and training.steps <= 6000 and common
-    return (*SEEDS, 4, 5) if more else SEEDS
+def _on(seeds: tuple[int, ...], *trainings: Training) -> tuple[Training, ...]:
+    return tuple(dataclasses.replace(training, seeds=seeds) for training in trainings)
 
 
 # What is measured, each with the learning rate and the `b1` that were best in the tuning; the tests compare.
-MEASURED = tuple(
-    dataclasses.replace(training, seeds=_seeds(training))
-    for training in (
-        Training("plain", 1500, 4e-3),
-        Training("lookahead", 1500, 8e-3),
-        Training("plain", 3000, 4e-3),
+MEASURED = (
+    *_on(
+        SEEDS,
+        Training(NESTEROV[0], 1500, 4e-3),
+        Training("rates", 1500, 4e-3),
         Training(NESTEROV[0], 3000, 2e-3),
         Training(NESTEROV[1], 3000, 2e-3),
         Training("evolved", 3000, 4e-3),
         Training("rates", 3000, 4e-3),
+        Training("rates-embedding", 3000, 4e-3),
+        Training("rates-others", 3000, 4e-3),
+        Training("embedding-4", 3000, 4e-3),
         Training("rates-lookahead", 3000, 16e-3),
         Training("heavy-ball", 3000, 8e-3),
-        Training("lookahead", 3000, 16e-3),
         Training("ema", 3000, 8e-3),
         Training("network", 3000, 8e-3),
         Training("two-points", 3000, 8e-3),
-        Training("plain", 6000, 4e-3),
         Training(NESTEROV[0], 6000, 4e-3),
         Training(NESTEROV[1], 6000, 2e-3),
-        Training("lookahead", 6000, 8e-3),
         Training("plain", 12_000, 4e-3),
         Training(NESTEROV[0], 12_000, 4e-3),
         Training("lookahead", 12_000, 8e-3),
         # Jumps that end early, at the rate that was chosen for jumps up to the end.
         *(Training(NESTEROV[0], 6000, 4e-3, until=until) for until in (0.5, 0.75)),
-        *(Training("lookahead", 1500, 8e-3, until=until) for until in (0.5, 0.75)),
+        Training("lookahead", 1500, 8e-3, until=0.75),
         Training("plain", 3000, 2e-3, decay=0.0),
         Training("lookahead", 3000, 4e-3, decay=0.0),
         Training(NESTEROV[0], 3000, 1e-3, decay=0.0),
+        Training(NESTEROV[0], 750, 2e-3, batch_size=32),
+        Training("rates", 1500, 2e-3, width=128),
+        Training("plain", 1500, 1e-3, width=256),
+        Training("lookahead", 1500, 2e-3, width=256),
+        Training("rates", 1500, 1e-3, width=256),
+    ),
+    # Two seeds more, for what came out ahead on three and what it is compared with.
+    *_on(
+        (*SEEDS, 4, 5),
+        Training("plain", 3000, 4e-3),
+        Training("lookahead", 3000, 16e-3),
+        Training("lookahead", 3000, 16e-3, until=0.5),
+        Training("plain", 6000, 4e-3),
+        Training("lookahead", 6000, 8e-3),
         Training("plain", 750, 8e-3, batch_size=32),
         Training("lookahead", 750, 16e-3, batch_size=32),
         Training("plain", 1500, 2e-3, width=128),
         Training("lookahead", 1500, 4e-3, width=128),
-        Training("plain", 1500, 1e-3, width=256),
-        Training("lookahead", 1500, 2e-3, width=256),
-    )
+    ),
+    *_on((*SEEDS, *LATER_SEEDS), Training("plain", 1500, 4e-3), Training("lookahead", 1500, 8e-3)),
+    # The first three seeds suggested it, and are left out.
+    *_on(LATER_SEEDS, Training("lookahead", 1500, 8e-3, until=0.5)),
 )
 
 
@@ -306,8 +332,8 @@ def _tuning() -> tuple[Training, ...]:
             (3000, {"decay": 0.0}, (*AHEAD, NESTEROV[0]), (1e-3, *RATES)),
             # The same text as 3000 of the others.
             (750, {"batch_size": 32}, (*AHEAD, NESTEROV[0]), (*RATES, 32e-3)),
-            (1500, {"width": 128}, AHEAD, LOW_RATES),
-            (1500, {"width": 256}, AHEAD, LOW_RATES),
+            (1500, {"width": 128}, (*AHEAD, "rates"), LOW_RATES),
+            (1500, {"width": 256}, (*AHEAD, "rates"), LOW_RATES),
         )
         for way in ways
         for rate in (LOW_RATES if way in NESTEROV else rates)
