@@ -261,7 +261,7 @@ MEASURED = (
         Training("evolved", 3000, 4e-3),
         Training("rates", 3000, 4e-3),
         Training("rates-embedding", 3000, 4e-3),
-        Training("rates-others", 3000, 4e-3),
+        Training("rates-others", 3000, 8e-3),
         Training("embedding-4", 3000, 4e-3),
         Training("rates-lookahead", 3000, 16e-3),
         Training("heavy-ball", 3000, 8e-3),

@@ -349,23 +349,15 @@ def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
     return [str(tries), rate, str(len(losses)), f"{np.mean(losses):.3f}"]
 
 
-def _language_tuned(report: Report) -> str:
+def _language_periods(report: Report) -> str:
     tuning, rows = report.read("language-tuning"), []
     eta, mu = language.MOMENTA[0]
-    periods = [f"nesterov-{period}-{eta:g}-{mu:g}" for period in language.PERIODS]
-    for plain, ways in (
-        (language.Training("plain", 1500, rate=0.0), periods),
-        (language.Training("plain", 750, rate=0.0, batch_size=32), [language.NESTEROV[0]]),
-        (language.Training("plain", 1500, rate=0.0, width=256), ["lookahead"]),
-    ):
-        words = "".join(f", {_VARIANTS[key](value)}" for key, value in plain.variation().items())
-        for way in ("plain", *ways):
-            tries = language.tries(dataclasses.replace(plain, way=way))
-            losses = {its: tuning.curve(its.name, 0)["loss"][-1] for its in tries if its.name in tuning.info["arms"]}
-            best = min(losses, key=losses.__getitem__)
-            title = f"{plain.steps} steps{words}: {language.WAYS[way].label}"
-            rows.append([title, str(len(losses)), f"{best.rate:g}", f"{losses[best]:.3f}"])
-    return table(("training", "tries", "chosen rate", "loss, nats a byte"), rows)
+    for way in ("plain", *(f"nesterov-{period}-{eta:g}-{mu:g}" for period in language.PERIODS)):
+        tries = language.tries(language.Training(way, 1500, rate=0.0))
+        losses = {its.rate: tuning.curve(its.name, 0)["loss"][-1] for its in tries if its.name in tuning.info["arms"]}
+        best = min(losses, key=losses.__getitem__)
+        rows.append([language.WAYS[way].label, str(len(losses)), f"{best:g}", f"{losses[best]:.3f}"])
+    return table(("1500 steps", "tries", "chosen rate", "loss, nats a byte"), rows)
 
 
 def _language_predictors(report: Report) -> str:
@@ -375,13 +367,14 @@ def _language_predictors(report: Report) -> str:
         curve = tuning.curves(f"{way}-3000-0.008").get(0)
         return _DASH if curve is None else f"{curve['loss'][-1]:.3f}"
 
-    rows = [["AdamW alone", _DASH, _DASH, loss("plain"), _DASH]]
+    gains = (1, 2, 4)
+    rows = [["AdamW alone", _DASH, _DASH, loss("plain"), _DASH, _DASH]]
     for i, arm in enumerate(found.columns["arm"]):
         own = found.info["arms"][arm]
         errors = [f"{found.columns[name][i]:.3f}" for name in ("validation_l1", "staying_l1")]
-        losses = [loss(f"learned-{own['period']}-{own['target']}-x{gain}") for gain in (1, 4)]
+        losses = [loss(f"learned-{own['period']}-{own['target']}-x{gain}") for gain in gains]
         rows.append([f"{own['target']}, every {own['period']}", *errors, *losses])
-    return table(("predictor", "error", "no change", "loss", "loss, jumps x 4"), rows)
+    return table(("predictor", "error", "no change", *(f"loss, x {gain}" for gain in gains)), rows)
 
 
 def _language_evolution(report: Report) -> str:
@@ -423,7 +416,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "summary": _summary, "claims": _claims, "arms": _arms, "rates": _rates, "budgets": _budgets,
     "predictors": _predictors, "layers": _layers, "batch-norm": _batch_norm,
     "movement": _movement, "language": _language, "language-variants": _language_variants,
-    "language-tuned": _language_tuned,
+    "language-periods": _language_periods,
     "language-predictors": _language_predictors, "language-evolution": _language_evolution,
     "language-coefficients": _language_coefficients, "precision": _precision,
 }  # fmt: skip
