@@ -279,6 +279,8 @@ MEASURED = (
         Training("plain", 3000, 2e-3, decay=0.0),
         Training("lookahead", 3000, 4e-3, decay=0.0),
         Training(NESTEROV[0], 3000, 1e-3, decay=0.0),
+        Training("plain", 3000, 4e-3, decay=0.5),
+        Training("lookahead", 3000, 8e-3, decay=0.5),
         Training(NESTEROV[0], 750, 2e-3, batch_size=32),
         Training("rates", 1500, 2e-3, width=128),
         Training("plain", 1500, 1e-3, width=256),
@@ -330,6 +332,7 @@ def _tuning() -> tuple[Training, ...]:
         Training(way, steps, rate, **changed)
         for steps, changed, ways, rates in (
             (3000, {"decay": 0.0}, (*AHEAD, NESTEROV[0]), (1e-3, *RATES)),
+            (3000, {"decay": 0.5}, AHEAD, RATES),
             # The same text as 3000 of the others.
             (750, {"batch_size": 32}, (*AHEAD, NESTEROV[0]), (*RATES, 32e-3)),
             (1500, {"width": 128}, (*AHEAD, "rates"), LOW_RATES),
