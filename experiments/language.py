@@ -82,6 +82,7 @@ def _learned(window: Window, gain: float) -> Way:
 
 
 _FACTORS = EVOLVED["rates by kind"].factor
+_HALVES = np.exp(np.log(_FACTORS).mean(axis=1, keepdims=True))
 
 
 def _factors(embedding: npt.ArrayLike, others: npt.ArrayLike) -> Coefficients:
@@ -101,9 +102,10 @@ WAYS = {
     },
     "evolved": Way("Nesterov, every 20, by kind", coefficients=EVOLVED["momentum by kind"]),
     "rates": Way("AdamW, rates by kind", coefficients=EVOLVED["rates by kind"]),
-    # Which of them matter: those of the embedding, the others, and the plainest form of the first.
-    "rates-embedding": Way("AdamW, rates of the embedding", coefficients=_factors(_FACTORS, 1)),
-    "rates-others": Way("AdamW, rates of the others", coefficients=_factors(1, _FACTORS)),
+    # What of them matters: the embedding, the other kinds, the halves, and the plainest form of the first.
+    "rates-embedding": Way("AdamW, rates by kind, of the embedding only", coefficients=_factors(_FACTORS, 1)),
+    "rates-others": Way("AdamW, rates by kind, of the others only", coefficients=_factors(1, _FACTORS)),
+    "rates-halves": Way("AdamW, rates by half, of all kinds alike", coefficients=_factors(_HALVES, _HALVES)),
     "embedding-4": Way("AdamW, embedding x 4", coefficients=_factors(4, 1)),
     "rates-lookahead": Way(
         "lookahead, rates by kind", _even(oi.lookahead, 5, 0.5), coefficients=EVOLVED["rates by kind"]
@@ -262,6 +264,7 @@ MEASURED = (
         Training("rates", 3000, 4e-3),
         Training("rates-embedding", 3000, 4e-3),
         Training("rates-others", 3000, 8e-3),
+        Training("rates-halves", 3000, 4e-3),
         Training("embedding-4", 3000, 4e-3),
         Training("rates-lookahead", 3000, 16e-3),
         Training("heavy-ball", 3000, 8e-3),
