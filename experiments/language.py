@@ -1,8 +1,9 @@
 """Language models: do jumps help a transformer with a tuned AdamW, in one pass over its text?
 
-Every way to train gets the same budgets and four learning rates; plain AdamW gets three `b1` as well. Seed 0 chooses
-(`run language-tuning`), and others, three to eight, are measured (`run language`). Of plain AdamW at up to
-6000 steps the two rates that were best on seed 0 are run on the seeds 1 to 3, and the better one is the baseline.
+Every way to train gets four or five learning rates at each budget that it is run for, and plain AdamW as many settings
+or more. Seed 0 chooses (`run language-tuning`), and others, three to eight, are measured (`run language`). Of plain
+AdamW at up to 6000 steps the two rates that were best on seed 0 are run on the seeds 1 to 3, and the better one is the
+baseline.
 """
 
 import dataclasses
@@ -35,10 +36,11 @@ BUDGETS = (1500, 3000, 6000, 12_000)
 RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 # Of outer momentum, which multiplies the length of steps by two to three.
 MOMENTUM_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-# Of wider models, and of outer momentum at a constant rate or in large batches.
+# Of wider models, and of outer momentum at a constant rate.
 LOW_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+# What AdamW's `b1` is tried at: of each budget the best rates.
+B1_AT = ((1500, 4e-3), (3000, 8e-3), (6000, 4e-3), (6000, 8e-3), (12_000, 4e-3))
 PERIODS = (10, 20, 50, 100)
-MOMENTA = ((0.8, 0.75), (1.0, 0.5))
 Jumps = tuple[Sequence[int], oi.Forecaster]
 
 
@@ -51,14 +53,12 @@ class Way(NamedTuple):
         None trains without jumps.
       averages: evaluates an average of the weights.
       coefficients: of an AdamW that has them by kind of array; the rate is that of the training.
-      rates: learning rates that are tried.
     """
 
     label: str
     jumps: Callable[[int, Path], Jumps] | None = None
     averages: bool = False
     coefficients: Coefficients | None = None
-    rates: tuple[float, ...] = RATES
 
 
 def _even(make: Callable[..., oi.Forecaster], period: int, *arguments: float) -> Callable[[int, Path], Jumps]:
@@ -66,8 +66,7 @@ def _even(make: Callable[..., oi.Forecaster], period: int, *arguments: float) ->
 
 
 def _momentum(name: str, make: Callable[..., oi.Forecaster], period: int, eta: float, mu: float) -> Way:
-    label = f"{name}, every {period}, {eta:g}, {mu:g}"
-    return Way(label, _even(make, period, eta, mu), rates=MOMENTUM_RATES)
+    return Way(f"{name}, every {period}, {eta:g}, {mu:g}", _even(make, period, eta, mu))
 
 
 def _sparse(make: Callable[[], oi.Forecaster]) -> Callable[[int, Path], Jumps]:
@@ -93,13 +92,9 @@ def _factors(embedding: npt.ArrayLike, others: npt.ArrayLike) -> Coefficients:
 WAYS = {
     "plain": Way("AdamW"),
     "ema": Way("EMA of weights", averages=True),
-    # One rate more, as the largest of the others was the best.
-    "lookahead": Way("lookahead", _even(oi.lookahead, 5, 0.5), rates=(*RATES, 32e-3)),
-    **{
-        f"nesterov-{k}-{eta:g}-{mu:g}": _momentum("Nesterov", oi.nesterov, k, eta, mu)
-        for k in PERIODS
-        for eta, mu in MOMENTA
-    },
+    "lookahead": Way("lookahead", _even(oi.lookahead, 5, 0.5)),
+    **{f"nesterov-{period}-0.8-0.75": _momentum("Nesterov", oi.nesterov, period, 0.8, 0.75) for period in PERIODS},
+    "nesterov-20-1-0.5": _momentum("Nesterov", oi.nesterov, 20, 1.0, 0.5),
     "evolved": Way("Nesterov, every 20, by kind", coefficients=EVOLVED["momentum by kind"]),
     "rates": Way("AdamW, rates by kind", coefficients=EVOLVED["rates by kind"]),
     # What of them matters: the embedding, the other kinds, the halves, and the plainest form of the first.
@@ -245,6 +240,7 @@ class LanguageRun(Run):
 
 
 AHEAD = ("plain", "lookahead")
+_BY_KIND = ("rates", "rates-embedding", "rates-others", "rates-halves", "embedding-4")
 NESTEROV = ("nesterov-20-0.8-0.75", "nesterov-20-1-0.5")
 
 
@@ -316,35 +312,43 @@ def tries(training: Training) -> list[Training]:
 
 
 def _tuning() -> tuple[Training, ...]:
-    """Returns what is tried: four rates for each way, and for plain AdamW three `b1` as well."""
-    plain = [
-        # One seed is little to choose by. The baseline has the best two rates on all seeds, and takes the better one.
-        Training(
-            "plain",
-            n,
-            rate,
-            b1,
-            seeds=(0, *SEEDS) if n <= 6000 and rate in (4e-3, 8e-3) and b1 == 0.9 else (0,),
-        )
-        for n in BUDGETS
-        for rate in RATES
-        for b1 in (0.9, 0.95, 0.97)
-    ]
-    others = [Training(way, n, rate) for way in WAYS if way != "plain" for n in BUDGETS for rate in WAYS[way].rates]
-    variants = [
-        Training(way, steps, rate, **changed)
-        for steps, changed, ways, rates in (
-            (3000, {"decay": 0.0}, (*AHEAD, NESTEROV[0]), (1e-3, *RATES)),
-            (3000, {"decay": 0.5}, AHEAD, RATES),
-            # The same text as 3000 of the others.
-            (750, {"batch_size": 32}, (*AHEAD, NESTEROV[0]), (*RATES, 32e-3)),
-            (1500, {"width": 128}, (*AHEAD, "rates"), LOW_RATES),
-            (1500, {"width": 256}, (*AHEAD, "rates"), LOW_RATES),
-        )
-        for way in ways
-        for rate in (LOW_RATES if way in NESTEROV else rates)
-    ]
-    return (*plain, *others, *variants)
+    """Returns what is tried: learning rates for each way, and for plain AdamW `b1` as well."""
+    learned = tuple(way for way in WAYS if way.startswith("learned"))
+    periods = tuple(f"nesterov-{period}-0.8-0.75" for period in PERIODS)
+    tried: tuple[tuple[int, tuple[float, ...], tuple[str, ...], Settings], ...] = (
+        (1500, (*RATES, 32e-3), ("lookahead",), {}),
+        (1500, RATES, ("rates",), {}),
+        (1500, MOMENTUM_RATES, periods, {}),
+        (3000, RATES, ("ema", "network", "two-points", "evolved", *_BY_KIND, "rates-lookahead"), {}),
+        (3000, (*RATES, 32e-3), ("lookahead",), {}),
+        (3000, MOMENTUM_RATES, (*NESTEROV, "heavy-ball"), {}),
+        (3000, (8e-3,), learned, {}),
+        (6000, (*RATES[1:], 32e-3), ("lookahead",), {}),
+        (6000, MOMENTUM_RATES, NESTEROV, {}),
+        (12_000, RATES, ("lookahead",), {}),
+        (12_000, MOMENTUM_RATES, NESTEROV[:1], {}),
+        (3000, (1e-3, *RATES), ("plain",), {"decay": 0.0}),
+        (3000, RATES, ("lookahead",), {"decay": 0.0}),
+        (3000, LOW_RATES, NESTEROV[:1], {"decay": 0.0}),
+        (3000, RATES, AHEAD, {"decay": 0.5}),
+        # The same text as 3000 of the others.
+        (750, (*RATES, 32e-3), AHEAD, {"batch_size": 32}),
+        (750, MOMENTUM_RATES, NESTEROV[:1], {"batch_size": 32}),
+        (1500, LOW_RATES, (*AHEAD, "rates"), {"width": 128}),
+        (1500, LOW_RATES[:4], (*AHEAD, "rates"), {"width": 256}),
+    )
+    # One seed is little to choose by. The baseline has the best two rates on all seeds, and takes the better one.
+    more = {(n, rate): (0, *SEEDS) for n in BUDGETS[:3] for rate in (4e-3, 8e-3)}
+    return (
+        *(Training("plain", n, rate, seeds=more.get((n, rate), (0,))) for n in BUDGETS for rate in RATES),
+        *(Training("plain", n, rate, b1) for n, rate in B1_AT for b1 in (0.95, 0.97)),
+        *(
+            Training(way, steps, rate, **changed)
+            for steps, rates, ways, changed in tried
+            for way in ways
+            for rate in rates
+        ),
+    )
 
 
 _CHOICES = (

@@ -20,7 +20,7 @@ from .studies import Predictors, record
 TARGETS = {"next": (1, False), "fourth": (4, False), "average": (1, True)}
 STEPS, RATE, RECORD_EVERY = 3000, 8e-3, 10
 EXAMPLES, FIT_STEPS = 400_000, 10_000
-# A seed that no comparison has.
+# Another seed than that of the trainings with the predictors.
 SEED = 7
 
 

@@ -4,9 +4,8 @@ Runs of one seed have the same start, batches and dropout, so that arms are comp
 the last step that both arms were evaluated at.
 """
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,31 +101,22 @@ def share_of_steps(results: Results, arm: str, against: str) -> float:
     return float(np.median(shares)) if shares else math.nan
 
 
-def share_of_budget(plain: Mapping[int, Array], losses: Array, budget: int) -> tuple[float, tuple[float, float]]:
-    """Returns the share of plain's steps that a way to train takes to the same loss, with its 95 % bootstrap interval.
+def share_of_budget(plain: Mapping[int, float], loss: float, budget: int) -> float:
+    """Returns the share of plain's steps that a way to train takes to the same loss.
 
-    Plain's steps are read off its own losses at the end of several budgets: the logarithm of the steps is linear in the
-    loss between two budgets, and goes on so beyond the first and the last. Seeds are drawn for both together, in all
-    ways with replacement.
+    Plain's steps are read off its own losses at the end of several budgets: the loss is linear in `1 / steps` between
+    two budgets, and goes on so beyond the first and the last.
 
     Args:
-      plain: from two budgets or more to plain's losses at their end, one a seed; longer budgets have lower losses.
-      losses: losses of the other way at the end of its budget, of the same seeds.
+      plain: from two budgets or more to plain's loss at their end; longer budgets have lower losses.
+      loss: loss of the other way at the end of its budget, of the same seed.
       budget: its steps.
     """
-    steps = np.log(sorted(plain))
-    losses_of_plain = np.array([plain[n] for n in sorted(plain)])
-
-    def share(seeds: Sequence[int]) -> float:
-        ends, end = losses_of_plain[:, list(seeds)].mean(1), losses[list(seeds)].mean()
-        i = int(np.clip(np.searchsorted(-ends, -end), 1, len(ends) - 1))
-        slope = (steps[i] - steps[i - 1]) / (ends[i] - ends[i - 1])
-        return float(budget / np.exp(steps[i] + slope * (end - ends[i])))
-
-    every = range(len(losses))
-    drawn = [share(seeds) for seeds in itertools.product(every, repeat=len(losses))]
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return share(every), (float(low), float(high))
+    steps = sorted(plain)
+    inverse, ends = 1 / np.array(steps), np.array([plain[n] for n in steps])
+    i = int(np.clip(np.searchsorted(-ends, -loss), 1, len(ends) - 1))
+    slope = (inverse[i] - inverse[i - 1]) / (ends[i] - ends[i - 1])
+    return float(budget * (inverse[i] + slope * (loss - ends[i])))
 
 
 def deepest_fall(results: Results, arm: str, against: str) -> float:

@@ -275,54 +275,73 @@ def language_arms(found: Results, steps: int) -> dict[str, str]:
 
     Variants of a training are left out.
     """
-    arms = {own["way"]: arm for arm, own in found.info["arms"].items() if own["steps"] == steps and not _variant(own)}
+    arms = {its.way: its.name for its in _alike(found) if its.steps == steps}
     return {way: arms[way] for way in language.WAYS if way in arms}
 
 
 def language_budgets(found: Results) -> list[int]:
     """Returns the numbers of steps that were measured, but for variants of a training."""
-    return sorted({own["steps"] for own in found.info["arms"].values() if not _variant(own)})
+    return sorted({its.steps for its in _alike(found)})
+
+
+def _alike(found: Results) -> list[language.Training]:
+    return [its for its in language.MEASURED if its.name in found.info["arms"] and not its.variation()]
 
 
 def _language(report: Report) -> str:
-    found, tuning = report.read("language"), report.read("language-tuning")
+    found = report.read("language")
     budgets = language_budgets(found)
     plain = {n: found.curves(language_arms(found, n)["plain"]) for n in budgets}
     rows = []
     for steps in budgets:
         arms = language_arms(found, steps)
         for way, arm in arms.items():
-            row = [f"{steps}, {language.WAYS[way].label}", *_chosen(found, tuning, arm)]
+            row = [f"{steps}, {language.WAYS[way].label}", *_chosen(report, arm)]
             if way == "plain":
                 rows.append([*row, _DASH, _DASH])
             else:
-                curves = found.curves(arm)
-                seeds = sorted(set(curves).intersection(*plain.values()))
-                ends = {n: np.array([of_seed[seed]["loss"][-1] for seed in seeds]) for n, of_seed in plain.items()}
-                own_ends = np.array([curves[seed]["loss"][-1] for seed in seeds])
-                share, (low, high) = statistics.share_of_budget(ends, own_ends, steps)
-                change = interval(statistics.relative(found, arm, arms["plain"], "loss"))
-                rows.append([*row, change, f"{share:.2f} [{low:.2f}, {high:.2f}]"])
+                shares = []
+                for seed, curve in found.curves(arm).items():
+                    ends = {n: of_seed[seed]["loss"][-1] for n, of_seed in plain.items() if seed in of_seed}
+                    if len(ends) > 1:
+                        shares.append(statistics.share_of_budget(ends, curve["loss"][-1], steps))
+                share = statistics.Difference(tuple(shares))
+                low, high = share.interval
+                change = interval(_against(found, arm, arms["plain"]))
+                rows.append([*row, change, f"{share.mean:.2f} [{low:.2f}, {high:.2f}]"])
     return table(("steps, way", *_CHOSEN, "difference to plain, %", "share of plain's steps"), rows)
 
 
 def _language_variants(report: Report) -> str:
-    found, tuning = report.read("language"), report.read("language-tuning")
-    arms, rows = found.info["arms"], []
-    for arm, own in arms.items():
-        if not (variant := _variant(own)):
-            continue
-        same = {key: value for key, value in variant.items() if key != "until"}
-        plain = next(
-            other
-            for other, its in arms.items()
-            if (its["way"], its["steps"], _variant(its)) == ("plain", own["steps"], same)
-        )
-        words = ", ".join(_VARIANTS[key](value) for key, value in variant.items())
-        row = [f"{own['steps']} steps, {words}: {language.WAYS[own['way']].label}", *_chosen(found, tuning, arm)]
-        change = _DASH if arm == plain else interval(statistics.relative(found, arm, plain, "loss"))
-        rows.append([*row, change])
+    found, rows = report.read("language"), []
+    for training in language.MEASURED:
+        if training.until == 1.0 and training.variation() and training.name in found.info["arms"]:
+            plain = _same(training, way="plain").name
+            change = _DASH if training.way == "plain" else interval(_against(found, training.name, plain))
+            rows.append([_words(training), *_chosen(report, training.name), change])
     return table(("training", *_CHOSEN, "difference to plain, %"), rows)
+
+
+def _language_until(report: Report) -> str:
+    found, rows = report.read("language"), []
+    for training in language.MEASURED:
+        if training.until < 1.0 and training.name in found.info["arms"]:
+            others = _same(training, way="plain", until=1.0).name, _same(training, until=1.0).name
+            changes = [interval(_against(found, training.name, other)) for other in others]
+            rows.append([_words(training), *_chosen(report, training.name), *changes])
+    return table(("training", *_CHOSEN, "difference to plain, %", "difference to jumps up to the end, %"), rows)
+
+
+def _same(training: language.Training, **changed: Any) -> language.Training:
+    """Returns the measured training that differs in what is given, and maybe in how it was tuned."""
+    free: dict[str, Any] = {"rate": training.rate, "b1": training.b1, "seeds": training.seeds}
+    wanted = dataclasses.replace(training, **changed)
+    (found,) = (other for other in language.MEASURED if dataclasses.replace(other, **free) == wanted)
+    return found
+
+
+def _against(found: Results, arm: str, other: str) -> statistics.Difference:
+    return statistics.relative(found, arm, other, "loss")
 
 
 _CHOSEN = ("tries", "chosen rate", "seeds", "loss, nats a byte")
@@ -334,13 +353,14 @@ _VARIANTS: dict[str, Callable[[float], str]] = {
 }
 
 
-def _variant(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns by what a training differs from most: all that its settings have of that."""
-    return {key: own[key] for key in _VARIANTS if key in own}
+def _words(training: language.Training) -> str:
+    words = ", ".join(_VARIANTS[key](value) for key, value in training.variation().items())
+    return f"{training.steps} steps, {words}: {language.WAYS[training.way].label}"
 
 
-def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
+def _chosen(report: Report, arm: str) -> list[str]:
     """Returns the number of settings that a training was chosen from, the one that was chosen, and its loss."""
+    found, tuning = report.read("language"), report.read("language-tuning")
     own = found.info["arms"][arm]
     (training,) = (training for training in language.MEASURED if training.name == arm)
     tries = sum(other.name in tuning.info["arms"] for other in language.tries(training))
@@ -351,12 +371,11 @@ def _chosen(found: Results, tuning: Results, arm: str) -> list[str]:
 
 def _language_periods(report: Report) -> str:
     tuning, rows = report.read("language-tuning"), []
-    eta, mu = language.MOMENTA[0]
-    for way in ("plain", *(f"nesterov-{period}-{eta:g}-{mu:g}" for period in language.PERIODS)):
+    for way in ("plain", *(f"nesterov-{period}-0.8-0.75" for period in language.PERIODS)):
         tries = language.tries(language.Training(way, 1500, rate=0.0))
-        losses = {its.rate: tuning.curve(its.name, 0)["loss"][-1] for its in tries if its.name in tuning.info["arms"]}
+        losses = {its: tuning.curve(its.name, 0)["loss"][-1] for its in tries if its.name in tuning.info["arms"]}
         best = min(losses, key=losses.__getitem__)
-        rows.append([language.WAYS[way].label, str(len(losses)), f"{best:g}", f"{losses[best]:.3f}"])
+        rows.append([language.WAYS[way].label, str(len(losses)), f"{best.rate:g}", f"{losses[best]:.3f}"])
     return table(("1500 steps", "tries", "chosen rate", "loss, nats a byte"), rows)
 
 
@@ -416,6 +435,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "summary": _summary, "claims": _claims, "arms": _arms, "rates": _rates, "budgets": _budgets,
     "predictors": _predictors, "layers": _layers, "batch-norm": _batch_norm,
     "movement": _movement, "language": _language, "language-variants": _language_variants,
+    "language-until": _language_until,
     "language-periods": _language_periods,
     "language-predictors": _language_predictors, "language-evolution": _language_evolution,
     "language-coefficients": _language_coefficients, "precision": _precision,

@@ -153,7 +153,7 @@ def plan(jump_steps: Sequence[int], points: Sequence[Point] = PAPER_POINTS) -> P
 
     Raises:
       ValueError: `jump_steps` are not increasing positive integers, `points` are not fractions or steps back that begin
-        with 1, or two points of a jump fall on one step or come in the wrong order.
+        with 1, or two points of a jump come in the wrong order or fall on one step, other than before the start.
 
     Examples:
       >>> print(plan((3000, 4000)))

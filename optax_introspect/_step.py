@@ -17,7 +17,8 @@ from .forecasters._base import Forecaster
 
 Arrays = list[jax.Array]
 
-# Weights of an array up to which arrays of one shape are checked together: XLA compiles each check by itself.
+# Weights of an array up to which arrays of one shape are checked together, on one device: XLA compiles each check by
+# itself. On several devices it would shard those arrays alike, whatever their shardings are.
 SMALL = 1 << 12
 
 
@@ -221,8 +222,9 @@ def _all_finite(displacements: Arrays, weights: Arrays, dtypes: list[Any]) -> ja
         so, too.
     """
     together: dict[Any, list[int]] = {}
+    small = SMALL if jax.device_count() == 1 else 0
     for i, (w, dtype) in enumerate(zip(weights, dtypes, strict=True)):
-        together.setdefault((w.shape, w.dtype, dtype) if w.size <= SMALL else i, []).append(i)
+        together.setdefault((jax.typeof(w), dtype) if w.size <= small else i, []).append(i)
     finite: list[Any] = [True]
     for numbers in together.values():
         d, w = (jnp.stack([arrays[i] for i in numbers]) for arrays in (displacements, weights))

@@ -44,6 +44,10 @@ class IntrospectState(_Fields):
     # `init` leaves here what made the state, for `reschedule`. It is not part of the tree: what JAX returns lacks it.
     made_by: Introspection | None = None
 
+    def __getstate__(self) -> None:
+        # Nor of a copy or a pickle: a forecaster may hold functions that can't be pickled.
+        return None
+
 
 def introspect(
     jump_steps: Sequence[int],
@@ -75,8 +79,8 @@ def introspect(
       forecaster: The forecaster; None is :func:`optax_introspect.pretrained`.
       snapshot_dtype: Floating dtype of the snapshots of real weights, of at least 16 bits; None is that of the weights.
         If 0 is one of the points, the weights of step 0 are kept in their own dtype and the others as differences to
-        them, which loses little: in bfloat16 less than 1 % of the displacement. Otherwise the weights themselves are
-        rounded.
+        them, which loses little: in bfloat16 less than 1 % of the displacement, in norm. Otherwise each jump rounds the
+        weights themselves: with jumps every few steps, weights that move slowly stand still.
       memory_kind: `"pinned_host"` keeps all slots but one in the memory of the host. None keeps them on the device.
         Restore such a state into the shardings of that of `init`.
 

@@ -10,9 +10,9 @@ form           ns a weight   compiles
 `written_out`  7 to 13       slowest
 =============  ============  ====================
 
-So `written_out` is for arrays of more than a quarter of a million weights and for long vectors, `broadcast` for all
-others and for GPUs, where XLA splits the long expression into many kernels, and `vmapped` for networks that are not
-dense layers. It is also the definition that the other two are tested against.
+So `written_out` is for arrays of more than a quarter of a million weights and for those with a long last axis,
+`broadcast` for all others and for GPUs, where XLA splits the long expression into many kernels, and `vmapped` for
+networks that are not dense layers. It is also the definition that the other two are tested against.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,8 @@ from jax import lax
 # XLA does not fuse of `broadcast`, an array of the same size, takes a megabyte at most.
 WRITTEN_OUT_ABOVE = 1 << 18
 
-# The same for vectors: with jax 0.12 on CPUs, `broadcast` takes time that grows with the square of their length.
-VECTOR_WRITTEN_OUT_ABOVE = 1 << 12
+# The same for arrays with a long last axis: with jax 0.12 on CPUs, `broadcast` takes time that grows with its square.
+LONG_WRITTEN_OUT_ABOVE, LONG_AXIS = 1 << 12, 1 << 10
 
 # Multiplications of a network up to which its units are fused into one loop.
 MOST_MULTIPLICATIONS = 1 << 10
@@ -64,9 +64,8 @@ def evaluate_dense(layers: Sequence[Dense], inputs: Sequence[jax.Array]) -> jax.
     Returns:
       The output, an array of that shape and dtype.
     """
-    size, shape = inputs[0].size, inputs[0].shape
-    is_vector = size == max(shape, default=1)
-    if size <= (VECTOR_WRITTEN_OUT_ABOVE if is_vector else WRITTEN_OUT_ABOVE):
+    is_long = inputs[0].shape[-1:] > (LONG_AXIS,)
+    if inputs[0].size <= (LONG_WRITTEN_OUT_ABOVE if is_long else WRITTEN_OUT_ABOVE):
         return broadcast(layers, inputs)
     output: jax.Array = lax.platform_dependent(
         *inputs,

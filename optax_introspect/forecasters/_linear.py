@@ -116,9 +116,9 @@ def lookahead(period: int, alpha: float = 0.5) -> Linear:
 
     .. math:: s' = s + \alpha (w - s)
 
-    with :math:`w` the weights now and :math:`s` those after the last jump. Use it with
-    `jump_steps=range(period - 1, total, period)`, or a later part of it; others are an error. It keeps one copy of the
-    weights.
+    with :math:`w` the weights now and :math:`s` those after the last jump. The update of the jump step comes on top, as
+    of all forecasts. Use it with `jump_steps=range(period - 1, total, period)`, or a later part of it; others are an
+    error. It keeps one copy of the weights.
 
     Args:
       period: Steps from one jump to the next, at least 2.
@@ -150,9 +150,10 @@ def heavy_ball(period: int, learning_rate: float, momentum: float) -> Linear:
 
     .. math:: s' = s + \eta (w - s) + \mu (s - s_{\mathrm{before}})
 
-    with :math:`w` the weights now, and :math:`s` and :math:`s_{\mathrm{before}}` those after the last two jumps. Use it
-    with `jump_steps=range(period - 1, total, period)`, or a later part of it; others are an error. It keeps three
-    copies of the weights.
+    with :math:`w` the weights now, and :math:`s` and :math:`s_{\mathrm{before}}` those after the last two jumps. The
+    update of the jump step comes on top, as of all forecasts. Use it with
+    `jump_steps=range(period - 1, total, period)`, or a later part of it; others are an error. It keeps three copies of
+    the weights.
 
     Args:
       period: Steps from one jump to the next, at least 2.
@@ -182,9 +183,9 @@ def nesterov(period: int, learning_rate: float = 0.8, momentum: float = 0.75) ->
     .. math:: b' = \mu b + (w - s), \qquad s' = s + \eta (\mu b' + w - s)
 
     with :math:`w` the weights now and :math:`s` those after the last jump. Written without the buffer :math:`b`, it is
-    a weighted sum of the weights now, after and before the last jump, and after the one before. Use it with
-    `jump_steps=range(period - 1, total, period)`, or a later part of it; others are an error. It keeps five copies of
-    the weights.
+    a weighted sum of the weights now, after and before the last jump, and after the one before. The update of the jump
+    step comes on top, as of all forecasts. Use it with `jump_steps=range(period - 1, total, period)`, or a later part
+    of it; others are an error. It keeps five copies of the weights.
 
     Args:
       period: Steps from one jump to the next, at least 2.

@@ -31,7 +31,8 @@ def gaussian_noise(stddev: float, seed: int) -> GaussianNoise:
 
     Args:
       stddev: `sigma`, in the units of the weights.
-      seed: Seed of the noise, a 32-bit integer. Every jump and every array gets noise of its own.
+      seed: Seed of the noise, a 32-bit integer. Every jump and every array of an `introspect` gets noise of its
+        own; give several of them different seeds.
 
     Returns:
       The forecaster.

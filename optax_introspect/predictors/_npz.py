@@ -55,7 +55,7 @@ class NpzFolder:
     def read(self, step: int) -> dict[str, Array]:
         """Returns the leaves of one step."""
         with self._file(step).open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in self.layout}
+            return {name: arrays[f"{name}.npy"] for name in self.layout}  # the name of the file tells "a" from "a.npy"
 
     def write(self, step: int, leaves: dict[str, Array]) -> None:
         """Writes one step."""

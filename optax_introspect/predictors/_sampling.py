@@ -229,6 +229,8 @@ def _read_at(steps: Array, points: tuple[Point, ...], target: Point, tolerance: 
         except ValueError:  # so early that two points are one step
             continue
         wanted.append(step_of(target, t) if isinstance(target, float) else t + target)
+        if wanted[-1] == t:  # so early that the target is the step itself
+            continue
         nearest = [_nearest(steps, step) for step in wanted]
         far = any(
             abs(step - exact) > allowed * (t if isinstance(point, float) else abs(exact - t))

@@ -25,9 +25,10 @@ PROCESS, PROCESSES = map(int, sys.argv[1:3]) if __name__ == "__main__" else (0, 
 SPECS = {
     "replicated": jax.P(),
     "rows": jax.P("data", None),
+    "columns": jax.P(None, "model"),  # of the shape of the rows: small arrays of one shape are checked together
     "both": jax.P("data", "model"),
 }
-SHAPES = {"replicated": (5, 3), "rows": (4, 3), "both": (16, 8)}
+SHAPES = {"replicated": (5, 3), "rows": (4, 6), "columns": (4, 6), "both": (16, 8)}
 STEPS = 12
 
 rng = np.random.default_rng(0)

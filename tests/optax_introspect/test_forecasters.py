@@ -122,8 +122,11 @@ def test_fused_forms_equal_the_vmapped_module(name, form, monkeypatch):
     np.testing.assert_allclose(forecaster(*points, key=KEY), expected, rtol=1e-5, atol=3e-6 * scale)
 
 
-@pytest.mark.parametrize(("shape", "sums"), [((4096,), True), ((4097,), False), ((17, 241), True), ((1, 4097), False)])
-def test_a_long_vector_is_written_out(shape, sums):
+@pytest.mark.parametrize(
+    ("shape", "sums"),
+    [((), True), ((4096,), True), ((4097,), False), ((17, 241), True), ((4, 1024), True), ((8, 1025), False)],
+)
+def test_an_array_with_a_long_last_axis_is_written_out(shape, sums):
     forecaster = MAKERS["mnist-n0"]()
     points = [jax.ShapeDtypeStruct(shape, jnp.float32)] * 4
     program = jax.jit(lambda *w: forecaster(*w, key=KEY)).lower(*points).as_text()

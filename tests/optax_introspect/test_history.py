@@ -60,6 +60,16 @@ def test_a_folder_holds_one_npz_a_step_and_one_json_file(tmp_path):
     assert json.loads((tmp_path / "history.json").read_text()) == {"metadata": {}, "leaves": leaves}
 
 
+def test_names_that_end_as_files_do(tmp_path):
+    params = {"a": np.zeros(2, np.float32), "a.npy": np.ones(2, np.float32)}
+    with WeightHistory.record(tmp_path, params) as history:
+        history.append(0, params)
+    assert {name: leaf.tolist() for name, leaf in WeightHistory.open(tmp_path).tree(0).items()} == {
+        "a": [0, 0],
+        "a.npy": [1, 1],
+    }
+
+
 @pytest.mark.parametrize(
     ("dtype", "kept"),
     [

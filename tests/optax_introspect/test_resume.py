@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from flax import nnx, serialization
 
-from optax_introspect import introspect, nesterov, polynomial
+from optax_introspect import custom_forecaster, introspect, nesterov, polynomial
 
 HALF = polynomial(1, 1.5, points=(1.0, 0.5, 0.0))
 END = 12
@@ -92,6 +92,12 @@ def test_cut_at_every_step(runs, carried):
         run = carried(runs[cut])
         assert_same_bits(run, runs[cut])
         assert_same_bits(ended(jax.device_put(run, shardings), cut), runs[END])
+
+
+def test_a_new_state_is_pickled_without_its_forecaster():
+    state = introspect((4,), custom_forecaster(lambda now: now, (1.0,))).init(jnp.ones(3))
+    assert state.made_by is not None
+    assert_same_bits(with_pickle(state), state)
 
 
 @pytest.mark.parametrize("carried", [with_pickle, onto_plain_devices])

@@ -144,6 +144,7 @@ def test_a_history_without_a_step_that_can_be_t(steps, points, target, tolerance
         ((0, 4, 7, 10, 21), PAPER_POINTS, 2.0, [10, 7, 4, 0, 21]),
         ((0, 89, 100, 200), (1.0, -10), 100, [100, 89, 200]),
         ((0, 90, 100, 190), (1.0, -10), 100, [100, 90, 190]),
+        ((0, 4, 10, 11), (1.0, 0.0), 1.1, [10, 0, 11]),  # 1.1 t of step 4 is step 4
     ],
 )
 def test_the_tolerance_is_inclusive(steps, points, target, expected):
