@@ -1,8 +1,10 @@
 """Predictors on disk, as Orbax checkpoints, and those that are shipped."""
 
 import functools
+import itertools
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +80,7 @@ def save(forecaster: NetworkForecaster, path: str | os.PathLike[str]) -> None:
     names = ("num_points", "hidden", "activation", "use_bias", "residual")
     described = {name: getattr(network, name) for name in names}
     weights = _weights(network)
-    expected = _layout(_weights(_abstract(described)))
-    check_layout("the network of forecaster must be as it was made", _layout(weights), expected)
+    check_layout("the network of forecaster must be as it was made", _layout(weights), _expected(**described))
     config = {"points": forecaster.points, "scale": forecaster.scale, "network": described}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
@@ -120,12 +121,12 @@ def load(path: str | os.PathLike[str]) -> NetworkForecaster:
         try:
             config = ocp.JsonCheckpointHandler().restore(path / "config", args=ocp.args.JsonRestore())
             handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False)
-            network = _abstract(config["network"])
-            expected = _layout(_weights(network))
+            expected = _expected(**config["network"])
             check_layout("for its network", _layout(handler.metadata(path / "weights").tree), expected)
             as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in expected}
             restore = ocp.args.PyTreeRestore(item=dict.fromkeys(expected, 0), restore_args=as_numpy)
             weights = handler.restore(path / "weights", args=restore)
+            network: Any = nnx.eval_shape(lambda: IntrospectionNetwork(**config["network"], rngs=nnx.Rngs(0)))
             for key, variable in nnx.to_flat_state(nnx.state(network, nnx.Param)):
                 variable.set_value(weights[_name(key)])
             return network_forecaster(network, config["points"], config["scale"])
@@ -133,12 +134,20 @@ def load(path: str | os.PathLike[str]) -> NetworkForecaster:
             raise ValueError(f"{path} does not hold a whole predictor: {error!r}") from error
 
 
-def _abstract(described: dict[str, Any]) -> Any:
-    """Returns a network of these arguments without arrays: a damaged number may be too large to make them."""
-    return nnx.eval_shape(lambda: IntrospectionNetwork(**described, rngs=nnx.Rngs(0)))
+def _expected(
+    num_points: int, hidden: Sequence[int], activation: str, use_bias: bool, residual: bool
+) -> dict[str, Leaf]:
+    """Returns the weights of a network of these arguments; a damaged number may be too large to make it."""
+    del activation
+    layout = {}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise([num_points - residual, *hidden, 1])):
+        layout[f"layers.{i}.kernel"] = Leaf((inputs, outputs), np.dtype(np.float32))
+        if use_bias:
+            layout[f"layers.{i}.bias"] = Leaf((outputs,), np.dtype(np.float32))
+    return layout
 
 
-def _weights(network: Any) -> dict[str, Any]:
+def _weights(network: IntrospectionNetwork) -> dict[str, Any]:
     return {_name(key): variable.get_value() for key, variable in nnx.to_flat_state(nnx.state(network, nnx.Param))}
 
 
