@@ -39,7 +39,7 @@ MOMENTUM_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 # Of wider models, and of outer momentum at a constant rate.
 LOW_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 # What AdamW's `b1` is tried at: of each budget the best rates.
-B1_AT = ((1500, 4e-3), (3000, 8e-3), (6000, 4e-3), (6000, 8e-3), (12_000, 4e-3))
+B1_AT = ((1500, 4e-3), (3000, 8e-3), (6000, 4e-3), (6000, 8e-3))
 PERIODS = (10, 20, 50, 100)
 Jumps = tuple[Sequence[int], oi.Forecaster]
 
@@ -260,7 +260,7 @@ MEASURED = (
         Training("rates", 3000, 4e-3),
         Training("rates-embedding", 3000, 4e-3),
         Training("rates-others", 3000, 8e-3),
-        Training("rates-halves", 3000, 4e-3),
+        Training("rates-halves", 3000, 8e-3),
         Training("embedding-4", 3000, 4e-3),
         Training("rates-lookahead", 3000, 16e-3),
         Training("heavy-ball", 3000, 8e-3),

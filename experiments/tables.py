@@ -313,8 +313,8 @@ def _language(report: Report) -> str:
 
 
 def _language_variants(report: Report) -> str:
-    found, rows = report.read("language"), []
-    for training in language.MEASURED:
+    found, rows, ways = report.read("language"), [], list(language.WAYS)
+    for training in sorted(language.MEASURED, key=lambda its: (str(its.variation()), ways.index(its.way))):
         if training.until == 1.0 and training.variation() and training.name in found.info["arms"]:
             plain = _same(training, way="plain").name
             change = _DASH if training.way == "plain" else interval(_against(found, training.name, plain))
