@@ -119,8 +119,14 @@ def _legend(figure: Figure, *axes: Axes) -> None:
     )
 
 
-def intervals(groups: Mapping[str, Mapping[str, Difference]], xlabel: str) -> Figure:
-    """Draws means and 95 % intervals of differences, a row for each name and a marker for each group."""
+def intervals(groups: Mapping[str, Mapping[str, Difference]], xlabel: str, far: float = FAR) -> Figure:
+    """Draws means and 95 % intervals of differences, a row for each name and a marker for each group.
+
+    Args:
+      groups: from the name of a group to its differences, by name.
+      xlabel: label of the x axis.
+      far: means from which on a number stands at the edge instead.
+    """
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     figure, (axis,) = _axes(height=1.2 + 0.26 * len(names))
     for i, (group, rows) in enumerate(groups.items()):
@@ -134,14 +140,15 @@ def intervals(groups: Mapping[str, Mapping[str, Difference]], xlabel: str) -> Fi
             if math.isfinite(low):
                 axis.plot([low, high], [y, y], color=look["color"], linewidth=1.5)
     ends = [(*found.interval, found.mean) for rows in groups.values() for found in rows.values()]
-    near = [x for low, high, mean in ends if abs(mean) < FAR for x in (low, high, mean) if math.isfinite(x)]
+    near = [x for low, high, mean in ends if abs(mean) < far for x in (low, high, mean) if math.isfinite(x)]
     low, high = min([*near, 0]), max([*near, 0])
     axis.set_xlim(low - 0.05 * (high - low) - 0.1, high + 0.05 * (high - low) + 0.1)
     for y, name in enumerate(names):
         for rows in groups.values():
-            if name in rows and abs(mean := rows[name].mean) >= FAR:
-                x, side = (axis.get_xlim()[mean > 0], "right" if mean > 0 else "left")
-                axis.annotate(f" ◀ {mean:+.1f}".replace("-", MINUS), (x, y), ha=side, va="center")
+            if name in rows and abs(mean := rows[name].mean) >= far:
+                x, number = axis.get_xlim()[mean > 0], f"{mean:+.1f}".replace("-", MINUS)
+                text, side = (f"{number} ▶ ", "right") if mean > 0 else (f" ◀ {number}", "left")
+                axis.annotate(text, (x, y), ha=side, va="center")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel=xlabel)
     axis.set_ylim(len(names) - 0.4, -0.6)

@@ -4,6 +4,7 @@ What stands between `<!-- table: NAME -->` or `<!-- figure: NAME -->` and `<!-- 
 `results/figures`. A name may have an argument: `<!-- table: arms mnist_4 -->`.
 """
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -109,7 +110,9 @@ def _language_figure(report: Report) -> Figure:
             language.WAYS[way].label: statistics.relative(found, arm, plain, "loss") for way, arm in arms.items()
         }
         groups[f"{steps} steps"] = changes
-    return figures.intervals(groups, "held-out loss less that of tuned AdamW, % (95 % intervals; left is better)")
+    return figures.intervals(
+        groups, "held-out loss less that of tuned AdamW, % (95 % intervals; left is better)", math.inf
+    )
 
 
 def _language_curves(report: Report) -> Figure:

@@ -384,7 +384,9 @@ def _language_predictors(report: Report) -> str:
 
     def loss(way: str) -> str:
         curve = tuning.curves(f"{way}-3000-0.008").get(0)
-        return _DASH if curve is None else f"{curve['loss'][-1]:.3f}"
+        if curve is None:
+            return _DASH
+        return f"{curve['loss'][-1]:.3f}" if math.isfinite(curve["loss"][-1]) else "not finite"
 
     gains = (1, 2, 4)
     rows = [["AdamW alone", _DASH, _DASH, loss("plain"), _DASH, _DASH]]
