@@ -61,8 +61,8 @@ def recalibrate(model: Model, batches: Iterable[Any], forward: Callable[[Model, 
         raise TypeError(
             f"model must be a flax.nnx.Module; got {type(model).__name__} (examples/linen_batch_norm.py is for Linen)"
         )
-    if isinstance(batches, Mapping) or hasattr(batches, "shape"):
-        raise ValueError(f"batches must be an iterable of batches, such as a list; got {type(batches).__name__}")
+    if isinstance(batches, Mapping):
+        raise ValueError("batches must be an iterable of batches, such as a list; got a mapping")
     # A copy on the same arrays, so that the flags of the model itself stay as they are.
     training = nnx.with_attributes(model, deterministic=True, use_running_average=False, raise_if_not_found=False)
     norm_attributes = {"momentum": 0.0, "axis_name": None} if forward is None else {"momentum": 0.0}
