@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from optax_introspect import introspect, lookahead, nesterov
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=800, help="number of updates")
+parser.add_argument("--steps", type=int, default=700, help="number of updates")
 steps = parser.parse_args().steps
 
 # %%
