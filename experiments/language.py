@@ -38,7 +38,7 @@ RATES = (2e-3, 4e-3, 8e-3, 16e-3)
 MOMENTUM_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 # Of wider models, and of outer momentum at a constant rate.
 LOW_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
-# What AdamW's `b1` is tried at: of each budget the best rates.
+# Budgets and rates at which other `b1` of AdamW are tried: the best rates of each.
 B1_AT = ((1500, 4e-3), (3000, 8e-3), (6000, 4e-3), (6000, 8e-3))
 PERIODS = (10, 20, 50, 100)
 Jumps = tuple[Sequence[int], oi.Forecaster]
@@ -97,7 +97,7 @@ WAYS = {
     "nesterov-20-1-0.5": _momentum("Nesterov", oi.nesterov, 20, 1.0, 0.5),
     "evolved": Way("Nesterov, every 20, by kind", coefficients=EVOLVED["momentum by kind"]),
     "rates": Way("AdamW, rates by kind", coefficients=EVOLVED["rates by kind"]),
-    # What of them matters: the embedding, the other kinds, the halves, and the plainest form of the first.
+    # What of the rates by kind matters: the embedding, the other kinds, the halves, and one factor for the embedding.
     "rates-embedding": Way("AdamW, rates by kind, of the embedding only", coefficients=_factors(_FACTORS, 1)),
     "rates-others": Way("AdamW, rates by kind, of the others only", coefficients=_factors(1, _FACTORS)),
     "rates-halves": Way("AdamW, rates by half, of all kinds alike", coefficients=_factors(_HALVES, _HALVES)),
